@@ -1,0 +1,43 @@
+"""Sfumato: data turn to noise step by step, and a network learns the way back.
+
+Everything here is imported on first use, so ``import sfumato`` and ``sfumato --help`` do not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sfumato.denoise import Denoiser as Denoiser
+    from sfumato.dist import Normal as Normal
+    from sfumato.process import Gaussian as Gaussian
+    from sfumato.schedule import EDM as EDM
+    from sfumato.schedule import VE as VE
+    from sfumato.schedule import VP as VP
+    from sfumato.schedule import Cosine as Cosine
+    from sfumato.schedule import Flow as Flow
+    from sfumato.schedule import SubVP as SubVP
+    from sfumato.schedule import Table as Table
+
+__version__ = version("sfumato")
+
+_HOME = {
+    "Normal": "dist",
+    **dict.fromkeys(("VP", "Cosine", "SubVP", "VE", "EDM", "Flow", "Table"), "schedule"),
+    "Gaussian": "process",
+    "Denoiser": "denoise",
+}
+
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'sfumato' has no attribute '{name}'")
+    return getattr(import_module(f"sfumato.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,330 @@
+"""From a source to findings or to a dataset: one reader serves both.
+
+A *source* is opened, not yet decoded. Its *reader* hands every item to a function and yields what that returns, or
+a `Fault` that says why the item cannot be read. Its *kind* (pictures, points) knows what to look at in an item, which
+common shape to choose, and how to bring an item to that shape. Then
+
+    survey = read all, look at each                          -> Findings   (this is `inspect`)
+    build  = survey, choose, check memory, read all again    -> Dataset    (this is `load`)
+
+Reading twice costs time but never memory: nothing is kept before the whole set is known to be good and to fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sfumato.data.codec import Codec, Dataset, Findings
+from sfumato.errors import UserError
+
+__all__ = [
+    "MAX_BYTES",
+    "Array",
+    "Fault",
+    "Item",
+    "Kind",
+    "Look",
+    "Reader",
+    "Source",
+    "array_reader",
+    "build",
+    "check_bytes",
+    "in_order",
+    "name_of",
+    "survey",
+]
+
+MAX_BYTES = 4 * 2**30
+"""No array larger than this is made, whatever a header says."""
+
+Array = NDArray[Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One decoded item.
+
+    Attributes:
+        name: file name within the source, or "#7" or "row 7".
+        value: uint8 (H, W, C) with C = 1 grey, 2 grey+alpha, 3 colour, 4 colour+alpha; or float32 (D,).
+        label: name of its class.
+        facts: what decoding did to it ("turned by ..."); counted in the notes.
+    """
+
+    name: str
+    value: Array
+    label: str | None = None
+    facts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An item that cannot be read, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a survey keeps of one item: its shape, kind of channels, lowest and highest value, and digest."""
+
+    name: str
+    label: str | None
+    facts: tuple[str, ...]
+    shape: tuple[int, ...]
+    channels: str | None
+    low: float
+    high: float
+    digest: bytes
+
+
+class Reader(Protocol):
+    """Reads all items, in the same order every time."""
+
+    def __call__(self, use: Callable[[Item], T], /) -> Iterator[T | Fault]:
+        """Yield `use(item)` or a `Fault` for each item; `use` may run in another thread."""
+
+
+class Kind(Protocol):
+    """What pictures, points, ... do differently."""
+
+    @property
+    def name(self) -> str:
+        """Kind of its codec."""
+
+    @property
+    def unit(self) -> str:
+        """Word for one item ("picture")."""
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """Type of the numbers in a dataset."""
+
+    def look(self, item: Item) -> Look:
+        """Measure one item."""
+
+    def choose(
+        self, sizes: Mapping[tuple[int, ...], int], channels: Mapping[str, int], resolution: int | None
+    ) -> tuple[tuple[int, ...], list[str]]:
+        """The common shape of all items, and notes that give the reason."""
+
+    def fit(self, item: Item, dims: tuple[int, ...]) -> Array:
+        """Bring one item to the common shape."""
+
+    def codec(self, items: Array) -> Codec:
+        """The codec for items (N, *dims)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data that has been found and opened, but not decoded.
+
+    Attributes:
+        name: what it is called.
+        kind: how its items are treated.
+        read: its reader.
+        classes: the order of the class names; () means sorted.
+        notes: what opening it found.
+        test: the held-out part.
+    """
+
+    name: str
+    kind: Kind
+    read: Reader
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    test: Source | None = None
+
+
+def array_reader(
+    values: Array, labels: Sequence[str] | None = None, convert: Callable[[Array], Array] = np.asarray
+) -> Reader:
+    """Reader of the rows of an array, each passed through `convert` when its turn comes."""
+
+    def read(use: Callable[[Item], T]) -> Iterator[T | Fault]:
+        for index, value in enumerate(values):
+            yield use(Item(f"#{index}", convert(value), labels[index] if labels is not None else None))
+
+    return read
+
+
+def name_of(path: Path) -> str:
+    """What a source at `path` is called: its last part, resolved first so that "." has a name too."""
+    return path.resolve().name or str(path)
+
+
+def in_order(names: set[str]) -> tuple[str, ...]:
+    """Sort class names: as numbers if all are numbers, else as words."""
+    try:
+        return tuple(sorted(names, key=lambda name: (float(name), name)))
+    except ValueError:
+        return tuple(sorted(names))
+
+
+def check_bytes(what: str, shape: Sequence[int], itemsize: int, way_out: str) -> None:
+    """Refuse an array that is too large, before it is made.
+
+    Raises:
+        UserError: it would take more than `MAX_BYTES`.
+    """
+    size = math.prod(shape) * itemsize
+    if size > MAX_BYTES:
+        limit = f"{MAX_BYTES / 2**30:.3g} GB"
+        raise UserError(f"{what}: {size / 2**30:.3g} GB decoded is over the limit of {limit}; {way_out}")
+
+
+def survey(source: Source, resolution: int | None = None) -> tuple[Findings, Findings | None]:
+    """Read everything once and report on the source and on its held-out part.
+
+    Raises:
+        UserError: the source as a whole cannot be read, or `resolution` does not apply. Bad items are only listed.
+    """
+    findings = _survey(source, resolution)
+    if source.test is None:
+        return findings, None
+    held = _survey(source.test, None)
+    note = f"held-out: {held.count} of {findings.count + held.count}"
+    return replace(findings, notes=[*findings.notes, note]), held
+
+
+def _survey(source: Source, resolution: int | None) -> Findings:
+    sizes: Counter[tuple[int, ...]] = Counter()
+    channels: Counter[str] = Counter()
+    classes: Counter[str] = Counter()
+    facts: Counter[str] = Counter()
+    names_of: dict[bytes, list[str]] = {}
+    bad: list[tuple[str, str]] = []
+    low, high = math.inf, -math.inf
+    for seen in source.read(source.kind.look):
+        if isinstance(seen, Fault):
+            bad.append((seen.name, seen.reason))
+            continue
+        sizes[seen.shape] += 1
+        channels.update([seen.channels] if seen.channels else [])
+        classes.update([seen.label] if seen.label is not None else [])
+        facts.update(seen.facts)
+        names_of.setdefault(seen.digest, []).append(seen.name)
+        low, high = min(low, seen.low), max(high, seen.high)
+
+    unit = source.kind.unit
+    notes = [*source.notes, *(f"{n:,} {unit}{'s' * (n > 1)} {fact}" for fact, n in facts.most_common())]
+    count = sizes.total()
+    dims: tuple[int, ...] = ()
+    if count:
+        dims, reasons = source.kind.choose(sizes, channels, resolution)
+        notes += reasons
+    return Findings(
+        name=source.name,
+        kind=source.kind.name,
+        count=count,
+        sizes={"x".join(map(str, shape)): n for shape, n in sizes.most_common()},
+        channels=dict(channels.most_common()),
+        range=(low, high) if count else (0.0, 0.0),
+        classes={name: classes[name] for name in source.classes or in_order(set(classes)) if classes[name]},
+        bad=bad,
+        duplicates=[group for group in names_of.values() if len(group) > 1],
+        notes=notes,
+        dims=dims,
+    )
+
+
+def build(source: Source, resolution: int | None = None, skip_bad: bool = False) -> Dataset:
+    """Load a source and its held-out part.
+
+    Args:
+        source: what to read.
+        resolution: longest side of a picture; None lets the kind choose.
+        skip_bad: leave bad items out instead of refusing.
+
+    Raises:
+        UserError: an item is bad, nothing is left, or the result does not fit the memory bound.
+    """
+    findings, held = survey(source, resolution)
+    _check(findings, skip_bad)
+    classes, dims = tuple(findings.classes), findings.dims
+    items, labels = _fill(source, findings, dims, classes)
+    codec = source.kind.codec(items)
+    copies = sum(len(group) - 1 for group in findings.duplicates)
+    notes = [
+        *findings.notes,
+        *([f"{len(findings.bad):,} bad left out; the first is {findings.bad[0][0]}"] if findings.bad else []),
+        *([f"{copies:,} of {findings.count:,} are exact copies of another"] if copies else []),
+    ]
+    whole = Dataset(
+        name=source.name,
+        items=torch.from_numpy(items),
+        labels=torch.from_numpy(labels) if classes else None,
+        classes=classes,
+        codec=codec,
+        test=None,
+        fingerprint=_fingerprint(items, labels),
+        notes=tuple(notes),
+    )
+    if source.test is None or held is None:
+        return whole
+    # The held-out part takes the shape, the classes and the codec of the training part.
+    _check(held, skip_bad)
+    strange = sorted(set(held.classes) - set(classes))
+    if strange:
+        raise UserError(f"{source.test.name}: class '{strange[0]}' has no training example; remove it or add some")
+    items, labels = _fill(source.test, held, dims, classes)
+    test = replace(
+        whole,
+        name=source.test.name,
+        items=torch.from_numpy(items),
+        labels=torch.from_numpy(labels) if classes else None,
+        fingerprint=_fingerprint(items, labels),
+        notes=(),
+    )
+    return replace(whole, test=test)
+
+
+def _check(findings: Findings, skip_bad: bool) -> None:
+    """Refuse bad items unless they are to be skipped, and refuse an empty rest."""
+    if findings.bad and not skip_bad:
+        name, reason = findings.bad[0]
+        more = f" (and {len(findings.bad) - 1:,} more bad)" if len(findings.bad) > 1 else ""
+        raise UserError(f"{findings.name}: {name}: {reason}{more}; remove or mend it, or pass --skip-bad")
+    if not findings.count:
+        raise UserError(f"{findings.name}: nothing readable in it; `sfumato inspect` lists why")
+
+
+def _fill(
+    source: Source, findings: Findings, dims: tuple[int, ...], classes: tuple[str, ...]
+) -> tuple[Array, NDArray[np.int64]]:
+    """Read again, now into one array (N, *dims) and its labels (N,); no labels without classes."""
+    kind, count = source.kind, findings.count
+    check_bytes(source.name, (count, *dims), np.dtype(kind.dtype).itemsize, "use fewer items or a smaller --resolution")
+    items = np.empty((count, *dims), dtype=kind.dtype)
+    labels = np.empty(count if classes else 0, dtype=np.int64)
+    index_of = {name: index for index, name in enumerate(classes)}
+    filled = 0
+    for got in source.read(lambda item: (kind.fit(item, dims), item.label)):
+        if isinstance(got, Fault):
+            continue
+        if filled < count:
+            items[filled] = got[0]
+            if classes and got[1] is not None:
+                labels[filled] = index_of[got[1]]
+        filled += 1
+    if filled != count:
+        raise UserError(f"{source.name}: changed while it was read ({count:,} items, then {filled:,}); try again")
+    return items, labels
+
+
+def _fingerprint(items: Array, labels: NDArray[np.int64]) -> str:
+    digest = hashlib.sha256(items.data)
+    digest.update(labels.data)
+    return digest.hexdigest()

@@ -1,0 +1,58 @@
+"""A network for points: residual blocks of one linear layer each, modulated by the noise level."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import Conditioning, started
+
+__all__ = ["MLP"]
+
+
+class MLP(nn.Module):
+    """Network for points of any dimension.
+
+    Args:
+        dim: numbers per point.
+        width: hidden width.
+        depth: number of residual blocks.
+        classes: number of class labels; 0 means there are none.
+    """
+
+    def __init__(self, dim: int, *, width: int = 128, depth: int = 3, classes: int = 0):
+        super().__init__()
+        self.conditioning = Conditioning(width, classes)
+        self.inlet = started(nn.Linear(dim, width))
+        self.film = started(nn.Linear(width, 2 * width * depth), 0.0)
+        self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(depth))
+        self.outlet = started(nn.Linear(width, dim), 0.0)
+
+    def forward(self, x: Tensor, level: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Points x (B, dim) of unit variance at noise level (B,), about -logsnr / 8, to (B, dim).
+
+        Raises:
+            ValueError: labels are missing where the network has classes, or given where it has none.
+        """
+        films = self.film(self.conditioning(level, cond)).chunk(len(self.blocks), 1)
+        h = self.inlet(x)
+        for block, film in zip(self.blocks, films, strict=True):
+            h = block(h, film)
+        out: Tensor = self.outlet(F.silu(F.layer_norm(h, h.shape[1:])))
+        return out
+
+
+class MLPBlock(nn.Module):
+    """x + W2 silu(film(W1 silu(norm(x)))) with vectors (B, width)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.first = started(nn.Linear(width, width))
+        self.second = started(nn.Linear(width, width), 0.0)
+
+    def forward(self, x: Tensor, film: Tensor) -> Tensor:
+        """Vectors (B, width) and modulation (B, 2 width), scale and shift, to (B, width)."""
+        scale, shift = film.chunk(2, 1)
+        h = self.first(F.layer_norm(x, x.shape[1:]))
+        out: Tensor = x + self.second(F.silu(h * (1 + scale) + shift))
+        return out

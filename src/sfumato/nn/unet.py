@@ -1,0 +1,128 @@
+"""The image network: a U-Net whose every choice was taken by measured speed (`bench/network_speed.py`).
+
+Tensors stay in channels-last memory, where convolutions are fastest; the norm is a layer norm over channels, which
+needs no copy there; all blocks' modulations come from one matrix product.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import AFTER_SILU, Attention, Conditioning, channel_norm, started
+
+__all__ = ["UNet"]
+
+
+class UNet(nn.Module):
+    """Network for images of any height, width and number of channels.
+
+    Args:
+        channels: channels of the images.
+        widths: hidden channels per level; every level after the first halves height and width.
+        blocks: residual blocks per level, on the way down and again on the way up.
+        attention: per level, whether self-attention follows its blocks. Its cost grows with (height x width)^2.
+        classes: number of class labels; 0 means there are none.
+        dropout: probability of dropping a hidden activation in training.
+        precision: "bf16" computes inside the network in bfloat16 (autocast); weights and output keep their type.
+
+    Raises:
+        ValueError: `attention` and `widths` differ in length.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        widths: Sequence[int] = (32, 64, 96),
+        blocks: int = 2,
+        attention: Sequence[bool] = (False, False, True),
+        classes: int = 0,
+        dropout: float = 0.0,
+        precision: Literal["fp32", "bf16"] = "fp32",
+    ):
+        super().__init__()
+        if len(attention) != len(widths):
+            raise ValueError(f"attention has {len(attention)} entries for {len(widths)} levels: give one per level")
+        self.precision = precision
+        self.multiple = 2 ** (len(widths) - 1)
+        embedding = 4 * widths[0]
+        self.conditioning = Conditioning(embedding, classes)
+        self.inlet = started(nn.Conv2d(channels, widths[0], 3, padding=1))
+        self.down = nn.ModuleList(Stage(w, blocks, a, dropout) for w, a in zip(widths, attention, strict=True))
+        self.up = nn.ModuleList(Stage(w, blocks, a, dropout) for w, a in zip(widths, attention, strict=True))
+        steps = list(itertools.pairwise(widths))
+        self.shrink = nn.ModuleList(started(nn.Conv2d(fine, coarse, 2, stride=2)) for fine, coarse in steps)
+        self.grow = nn.ModuleList(nn.ConvTranspose2d(coarse, fine, 2, stride=2) for fine, coarse in steps)
+        self.join = nn.ModuleList(started(nn.Conv2d(2 * fine, fine, 1)) for fine, _ in steps)
+        self.film_sizes = [2 * w for w in (*widths, *reversed(widths)) for _ in range(blocks)]
+        self.film = started(nn.Linear(embedding, sum(self.film_sizes)), 0.0)
+        self.outlet = started(nn.Conv2d(widths[0], channels, 3, padding=1), 0.0)
+
+    def forward(self, x: Tensor, level: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Images x (B, C, H, W) of unit variance at noise level (B,), about -logsnr / 8, to the same shape and type.
+
+        Sizes that the levels cannot halve evenly are padded with zeros below and to the right, and cropped back.
+
+        Raises:
+            ValueError: labels are missing where the network has classes, or given where it has none.
+        """
+        height, width = x.shape[2:]
+        padded = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            out = self._forward(padded, level, cond)
+        return out[:, :, :height, :width].to(x.dtype)
+
+    def _forward(self, x: Tensor, level: Tensor, cond: Tensor | None) -> Tensor:
+        films = iter(self.film(self.conditioning(level, cond))[:, :, None, None].split(self.film_sizes, 1))
+        h = self.inlet(x).contiguous(memory_format=torch.channels_last)
+        skips = []
+        for stage, shrink in zip(self.down, [*self.shrink, None], strict=True):
+            h = stage(h, films)
+            if shrink is not None:
+                skips.append(h)
+                h = shrink(h)
+        h = self.up[-1](h, films)
+        for i in reversed(range(len(skips))):
+            h = self.grow[i](h)
+            h = self.up[i](self.join[i](torch.cat([h, skips[i]], 1)), films)
+        out: Tensor = self.outlet(F.silu(channel_norm(h)))
+        return out
+
+
+class Stage(nn.Module):
+    """The residual blocks of one level, then self-attention if asked for."""
+
+    def __init__(self, width: int, blocks: int, attention: bool, dropout: float):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, dropout) for _ in range(blocks))
+        self.attention = Attention(width) if attention else None
+
+    def forward(self, x: Tensor, films: Iterator[Tensor]) -> Tensor:
+        """Images (B, width, H, W), taking the next modulation for each block, to the same shape."""
+        for block in self.blocks:
+            x = block(x, next(films))
+        return x if self.attention is None else self.attention(x)
+
+
+class Block(nn.Module):
+    """x + conv2(drop(silu(film(norm(conv1(silu(norm(x))))))))."""
+
+    def __init__(self, width: int, dropout: float):
+        super().__init__()
+        self.first = started(nn.Conv2d(width, width, 3, padding=1), AFTER_SILU)
+        self.second = started(nn.Conv2d(width, width, 3, padding=1), 0.0)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, film: Tensor) -> Tensor:
+        """Images (B, width, H, W) and modulation (B, 2 width, 1, 1), scale and shift, to the same shape."""
+        scale, shift = film.chunk(2, 1)
+        h = self.first(F.silu(channel_norm(x)))
+        h = F.silu(torch.addcmul(shift, channel_norm(h), 1 + scale))
+        out: Tensor = x + self.second(self.dropout(h))
+        return out

@@ -1,0 +1,435 @@
+"""Folders of pictures: known pixels through every format, the rules for size and channels, and damaged files."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import sfumato.data as data
+from sfumato.data import source as source_module
+from sfumato.data.folder import decode
+from sfumato.errors import UserError
+
+GREY = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+COLOUR = np.stack([GREY, 255 - GREY, GREY // 2], axis=2)
+
+
+def png(path: Path, pixels: np.ndarray, mode: str | None = None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels, mode).save(path) if mode is None else Image.fromarray(pixels).convert(mode).save(path)
+    return path
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png_bytes(width: int, height: int, depth: int, colour: int, body: bytes, *before: bytes) -> bytes:
+    """A PNG made by hand, so that Pillow is not its own oracle."""
+    head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = [chunk(b"IHDR", head), *before, chunk(b"IDAT", zlib.compress(body)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def only(folder: Path, **options: object) -> Tensor:
+    """The single picture of a folder, (C, H, W)."""
+    loaded = data.load(folder, **options)  # type: ignore[arg-type]
+    assert len(loaded.items) == 1
+    return loaded.items[0]
+
+
+def noted(folder: Path, text: str) -> bool:
+    notes = data.inspect(folder).notes
+    assert tuple(notes) == data.load(folder).notes[: len(notes)]
+    return any(text in note for note in notes)
+
+
+# --- pixels -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".bmp", ".webp"])
+def test_lossless_formats_come_through_exactly(tmp_path: Path, suffix: str) -> None:
+    lossless = {"lossless": True} if suffix == ".webp" else {}
+    Image.fromarray(COLOUR).save(tmp_path / f"a{suffix}", **lossless)
+    assert np.array_equal(only(tmp_path).numpy(), np.moveaxis(COLOUR, 2, 0))
+
+
+def test_jpeg_is_read(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8, 3), (200, 40, 90), np.uint8)).save(tmp_path / "a.JPeG", quality=95)
+    assert (only(tmp_path).float() - torch.tensor([200.0, 40, 90])[:, None, None]).abs().max() < 6
+
+
+def test_sixteen_bit_grey_is_scaled_by_257(tmp_path: Path) -> None:
+    values = [0, 128, 129, 257, 32896, 65535]  # 128/257 rounds down, 129/257 rounds up
+    body = b"\0" + struct.pack(">6H", *values)
+    (tmp_path / "a.png").write_bytes(png_bytes(6, 1, 16, 0, body))
+    assert only(tmp_path).flatten().tolist() == [0, 0, 1, 1, 128, 255]
+    assert noted(tmp_path, "1 picture scaled from 16-bit to 8-bit")
+
+
+def test_sixteen_bit_colour_is_noted(tmp_path: Path) -> None:
+    body = b"\0" + struct.pack(">6H", 0, 257 * 7, 65535, 257 * 200, 0, 257)
+    (tmp_path / "a.png").write_bytes(png_bytes(2, 1, 16, 2, body))
+    assert only(tmp_path)[:, 0].T.tolist() == [[0, 7, 255], [200, 0, 1]]
+    assert noted(tmp_path, "1 picture scaled from 16-bit to 8-bit")
+
+
+def test_palette(tmp_path: Path) -> None:
+    palette = chunk(b"PLTE", bytes([10, 20, 30, 250, 0, 5]))
+    (tmp_path / "a.png").write_bytes(png_bytes(2, 1, 8, 3, b"\0\1\0", palette))
+    assert only(tmp_path)[:, 0].T.tolist() == [[250, 0, 5], [10, 20, 30]]
+    assert noted(tmp_path, "1 picture converted from a palette")
+
+
+def test_palette_with_transparency_keeps_alpha_if_all_have_it(tmp_path: Path) -> None:
+    palette, alpha = chunk(b"PLTE", bytes([10, 20, 30, 250, 0, 5])), chunk(b"tRNS", bytes([0, 255]))
+    (tmp_path / "a.png").write_bytes(png_bytes(2, 1, 8, 3, b"\0\1\0", palette, alpha))
+    assert only(tmp_path)[:, 0].T.tolist() == [[250, 0, 5, 255], [10, 20, 30, 0]]
+    assert noted(tmp_path, "4 channels")
+    # One picture without alpha, and the transparent part is laid over white instead.
+    png(tmp_path / "b.png", COLOUR[:1, :2])
+    loaded = data.load(tmp_path)
+    assert loaded.items[0, :, 0].T.tolist() == [[250, 0, 5], [255, 255, 255]]
+    assert noted(tmp_path, "1 with transparent parts laid over white")
+
+
+def test_transparent_colour_of_rgb_png(tmp_path: Path) -> None:
+    key = chunk(b"tRNS", struct.pack(">3H", 1, 2, 3))
+    (tmp_path / "a.png").write_bytes(png_bytes(2, 1, 8, 2, bytes([0, 1, 2, 3, 9, 9, 8]), key))
+    assert only(tmp_path)[:, 0].T.tolist() == [[1, 2, 3, 0], [9, 9, 8, 255]]
+
+
+def test_half_transparent_is_mixed_with_white(tmp_path: Path) -> None:
+    pixels = np.zeros((1, 2, 4), np.uint8)
+    pixels[0, 0], pixels[0, 1] = (100, 0, 255, 51), (1, 2, 3, 255)  # alpha = 1/5
+    png(tmp_path / "a.png", pixels)
+    png(tmp_path / "b.png", COLOUR[:1, :2])
+    assert data.load(tmp_path).items[0, :, 0].T.tolist() == [[224, 204, 255], [1, 2, 3]]
+
+
+def test_opaque_alpha_does_not_count(tmp_path: Path) -> None:
+    png(tmp_path / "a.png", np.dstack([COLOUR, np.full_like(GREY, 255)]))
+    assert np.array_equal(only(tmp_path).numpy(), np.moveaxis(COLOUR, 2, 0))
+
+
+def test_grey_with_alpha_becomes_four_channels(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png_bytes(2, 1, 8, 4, bytes([0, 70, 9, 80, 255])))
+    assert only(tmp_path)[:, 0].T.tolist() == [[70, 70, 70, 9], [80, 80, 80, 255]]
+    assert dict(data.inspect(tmp_path).channels) == {"grey+alpha": 1}
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "a.jpg", quality=95)
+    assert (only(tmp_path).float() - torch.tensor([255.0, 0, 0])[:, None, None]).abs().max() < 6
+    assert noted(tmp_path, "1 picture converted from CMYK")
+
+
+def test_one_bit(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png_bytes(8, 1, 1, 0, bytes([0, 0b10100001])))
+    assert only(tmp_path).flatten().tolist() == [255, 0, 255, 0, 0, 0, 0, 255]
+    assert noted(tmp_path, "1 picture converted from 1-bit")
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, [[1, 2, 3], [4, 5, 6]]),
+        (2, [[3, 2, 1], [6, 5, 4]]),
+        (3, [[6, 5, 4], [3, 2, 1]]),
+        (4, [[4, 5, 6], [1, 2, 3]]),
+        (5, [[1, 4], [2, 5], [3, 6]]),
+        (6, [[4, 1], [5, 2], [6, 3]]),
+        (7, [[6, 3], [5, 2], [4, 1]]),
+        (8, [[3, 6], [2, 5], [1, 4]]),
+    ],
+)
+def test_exif_orientation(tmp_path: Path, orientation: int, upright: list[list[int]]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.array([[1, 2, 3], [4, 5, 6]], np.uint8)
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    assert only(tmp_path)[0].tolist() == upright
+    assert noted(tmp_path, "1 picture turned by EXIF orientation") == (orientation != 1)
+
+
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True)
+    assert only(tmp_path)[:, 0, 0].tolist() == [255, 0, 0]
+    assert noted(tmp_path, "1 picture animated: first frame used")
+
+
+# --- rules --------------------------------------------------------------------------------------------------------
+
+
+def test_grey_in_content_is_one_channel(tmp_path: Path) -> None:
+    png(tmp_path / "a.png", np.dstack([GREY] * 3))
+    png(tmp_path / "b.png", GREY.T)
+    loaded = data.load(tmp_path)
+    assert np.array_equal(loaded.items[:, 0].numpy(), np.stack([GREY, GREY.T]))
+    assert noted(tmp_path, "1 picture stored as colour, grey in content")
+
+
+def test_one_colour_picture_makes_all_colour(tmp_path: Path) -> None:
+    png(tmp_path / "a.png", GREY)
+    png(tmp_path / "b.png", COLOUR)
+    loaded = data.load(tmp_path)
+    assert np.array_equal(loaded.items.numpy(), np.stack([np.stack([GREY] * 3), np.moveaxis(COLOUR, 2, 0)]))
+    assert dict(data.inspect(tmp_path).channels) == {"grey": 1, "colour": 1}
+
+
+def test_classes_are_the_first_subfolders(tmp_path: Path) -> None:
+    for index, name in enumerate(["cat/a.png", "cat/deep/er/b.png", "10/c.png", "dog/d.png"]):
+        png(tmp_path / name, GREY + np.uint8(index))
+    loaded = data.load(tmp_path)
+    assert loaded.classes == ("10", "cat", "dog") and loaded.labels is not None
+    assert [loaded.classes[label] for label in loaded.labels] == ["10", "cat", "cat", "dog"]
+    assert dict(data.inspect(tmp_path).classes) == {"10": 1, "cat": 2, "dog": 1}
+
+
+def test_pictures_in_the_root_mean_no_classes(tmp_path: Path) -> None:
+    png(tmp_path / "a.png", GREY)
+    png(tmp_path / "cat" / "b.png", GREY)
+    loaded = data.load(tmp_path)
+    assert len(loaded.items) == 2 and loaded.labels is None and loaded.classes == ()
+    assert noted(tmp_path, "not taken as classes")
+
+
+def test_other_files_are_ignored_and_counted(tmp_path: Path) -> None:
+    png(tmp_path / "a.png", GREY)
+    for name in ("._a.png", ".hidden/b.png", "readme.txt", "x.gif", "y.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no picture")
+    assert len(data.load(tmp_path).items) == 1
+    assert noted(tmp_path, "hidden files or folders ignored: 2")
+    assert noted(tmp_path, "other files ignored: 3 (.gif 2, .txt 1)")
+
+
+def test_link_loops_end(tmp_path: Path) -> None:
+    png(tmp_path / "cat" / "a.png", GREY)
+    (tmp_path / "cat" / "up").symlink_to(tmp_path)
+    (tmp_path / "cat" / "self").symlink_to(tmp_path / "cat" / "self")
+    (tmp_path / "alias").symlink_to(tmp_path / "cat")
+    loaded = data.load(tmp_path)
+    assert len(loaded.items) == 1 and loaded.classes == ("cat",)
+
+
+def test_a_link_to_pictures_elsewhere_is_followed(tmp_path: Path) -> None:
+    png(tmp_path / "else" / "a.png", GREY)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "cat").symlink_to(tmp_path / "else")
+    assert data.load(tmp_path / "set").classes == ("cat",)
+
+
+def test_equal_pixels_are_duplicates_whatever_the_file(tmp_path: Path) -> None:
+    png(tmp_path / "a.png", GREY)
+    Image.fromarray(GREY).save(tmp_path / "b.bmp")
+    png(tmp_path / "c.png", GREY.T)
+    assert [list(group) for group in data.inspect(tmp_path).duplicates] == [["a.png", "b.bmp"]]
+    assert any("1 of 3 are exact copies" in note for note in data.load(tmp_path).notes)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "resolution", "becomes"),
+    [
+        ([(64, 48)] * 2, None, (64, 48)),  # alike and small: as they are
+        ([(8, 8)], None, (8, 8)),
+        ([(8, 8)], 16, (16, 16)),
+        ([(120, 90)], None, (64, 48)),
+        ([(120, 90)], 120, (120, 90)),
+        ([(120, 90)], 40, (40, 30)),
+        ([(30, 40), (40, 30)], None, (40, 40)),  # the median of 3:4 and 4:3 is a square
+        ([(30, 40), (40, 30)], 16, (16, 16)),
+        ([(100, 200), (101, 202), (300, 300)], 50, (25, 50)),
+        ([(1, 300)], None, (1, 64)),
+    ],
+)
+def test_size_rule(
+    tmp_path: Path, shapes: list[tuple[int, int]], resolution: int | None, becomes: tuple[int, int]
+) -> None:
+    for index, shape in enumerate(shapes):
+        png(tmp_path / f"{index}.png", np.full(shape, 40 + index, np.uint8))
+    loaded = data.load(tmp_path, resolution=resolution)
+    assert loaded.codec.dims == (1, *becomes)
+    # A constant picture stays the same constant under any weights that sum to one.
+    assert all((item == 40 + index).all() for index, item in enumerate(loaded.items))
+    assert any("fitted to" in note for note in loaded.notes) == (shapes[0] != becomes)
+
+
+def test_shrinking_is_antialiased_and_cropping_is_central(tmp_path: Path) -> None:
+    """A checkerboard of single pixels shrinks to its mean, and bright outer quarters are cropped off."""
+    board = (np.indices((128, 256)).sum(axis=0) % 2 * 100).astype(np.uint8)
+    board[:, :48] = board[:, -48:] = 255
+    png(tmp_path / "wide.png", board)
+    for index in range(2):
+        png(tmp_path / f"square{index}.png", np.full((128, 128), index, np.uint8))
+    loaded = data.load(tmp_path, resolution=32)
+    assert loaded.codec.dims == (1, 32, 32)
+    wide = loaded.items[-1].float()
+    assert (wide - 50).abs().max() <= 1
+
+
+def test_transparent_colour_does_not_bleed_when_resized(tmp_path: Path) -> None:
+    pixels = np.zeros((128, 128, 4), np.uint8)
+    pixels[:, :, 0], pixels[:, 1::2] = 200, (0, 255, 0, 0)  # invisible green columns
+    pixels[:, ::2, 3] = 255
+    png(tmp_path / "a.png", pixels)
+    inner = only(tmp_path)[:, 8:-8, 8:-8]
+    assert inner[1].max() == 0 and inner[0].min() >= 198
+
+
+def test_overshoot_stays_below_the_number_of_levels() -> None:
+    loaded = data.load("digits", resolution=32)
+    assert loaded.items.shape == (1437, 1, 32, 32) and loaded.items.max() == 16
+
+
+# --- faults -------------------------------------------------------------------------------------------------------
+
+
+def truncated(kind: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path, format=kind)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    return write
+
+
+def huge_header(path: Path) -> None:
+    path.write_bytes(png_bytes(60000, 60000, 8, 2, b""))
+
+
+def large_header(path: Path) -> None:
+    path.write_bytes(png_bytes(9000, 9000, 8, 2, b""))
+
+
+def disguised(path: Path) -> None:
+    Image.new("L", (4, 4)).save(path, format="GIF")
+
+
+FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "text": ("bad.png", lambda path: path.write_text("not a picture"), "not a PNG"),
+    "empty": ("bad.jpg", lambda path: path.write_bytes(b""), "empty file"),
+    "gif": ("bad.png", disguised, "not a PNG"),
+    "jpeg": ("bad.jpg", truncated("JPEG"), "truncated"),
+    "png": ("bad.png", truncated("PNG"), "truncated"),
+    "webp": ("bad.webp", truncated("WEBP"), "not a PNG|could not|decode"),
+    "bmp": ("bad.bmp", truncated("BMP"), "truncated"),
+    "huge": ("bad.png", huge_header, "megapixels"),
+    "large": ("bad.png", large_header, "9000x9000 is over the limit of 64 megapixels"),
+    "link": ("bad.png", lambda path: path.symlink_to(path.parent / "nowhere"), "broken link"),
+    "pipe": ("bad.png", os.mkfifo, "not a file"),
+    "size 0": ("bad.png", lambda path: path.write_bytes(png_bytes(0, 0, 8, 0, b"")), "."),
+    "chunk": ("bad.png", lambda path: path.write_bytes(png_bytes(2, 1, 8, 3, b"\0\1\0", chunk(b"tRNS", b""))), "."),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_bad_files_are_named_listed_and_skippable(tmp_path: Path, case: str) -> None:
+    name, write, said = FAULTS[case]
+    png(tmp_path / "cat" / "good.png", GREY)
+    write(tmp_path / "cat" / name)
+    if case == "chunk":  # a palette picture without a palette may decode; then it is no fault
+        if not isinstance(decode(tmp_path / "cat" / name), str):
+            return
+    findings = data.inspect(tmp_path)
+    assert findings.count == 1 and [file for file, _ in findings.bad] == [f"cat/{name}"]
+    with pytest.raises(UserError, match=rf"cat/{name}: .*({said}).*--skip-bad"):
+        data.load(tmp_path)
+    loaded = data.load(tmp_path, skip_bad=True)
+    assert np.array_equal(loaded.items[0, 0].numpy(), GREY)
+    assert any("1 bad left out" in note for note in loaded.notes)
+
+
+def test_decoders_are_fuzzed_without_an_exception(tmp_path: Path) -> None:
+    """Flipped bytes anywhere give pixels or a reason, never an exception or a warning."""
+    rng = np.random.default_rng(0)
+    for suffix in ("png", "jpeg", "webp", "bmp"):
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(COLOUR).save(path)
+        whole = path.read_bytes()
+        for _ in range(60):
+            damaged = bytearray(whole)
+            for at in rng.integers(0, len(whole), 4):
+                damaged[at] = rng.integers(256)
+            path.write_bytes(damaged)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                got = decode(path)
+            assert isinstance(got, str) or got[0].dtype == np.uint8
+
+
+def test_more_bad_files_are_counted(tmp_path: Path) -> None:
+    png(tmp_path / "good.png", GREY)
+    for index in range(3):
+        (tmp_path / f"bad{index}.png").write_text("x")
+    with pytest.raises(UserError, match=r"bad0\.png.*2 more bad"):
+        data.load(tmp_path)
+
+
+def test_nothing_left(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("x")
+    assert data.inspect(tmp_path).count == 0 and data.inspect(tmp_path).lines()
+    with pytest.raises(UserError, match="nothing readable"):
+        data.load(tmp_path, skip_bad=True)
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    for ask in (data.inspect, data.load):
+        with pytest.raises(UserError, match=f"{tmp_path.name}.*no PNG"):
+            ask(tmp_path)
+
+
+def test_a_class_of_bad_files_only_disappears(tmp_path: Path) -> None:
+    png(tmp_path / "cat" / "a.png", GREY)
+    png(tmp_path / "zebra" / "a.png", GREY)
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "bad.png").write_text("x")
+    loaded = data.load(tmp_path, skip_bad=True)
+    assert loaded.classes == ("cat", "zebra") and loaded.labels is not None and loaded.labels.tolist() == [0, 1]
+
+
+def test_memory_is_bounded_before_it_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    png(tmp_path / "a.png", GREY)
+    monkeypatch.setattr(source_module, "MAX_BYTES", 63)
+    with pytest.raises(UserError, match=f"{tmp_path.name}.*--resolution"):
+        data.load(tmp_path)
+    assert data.load(tmp_path, resolution=4).items.shape == (1, 1, 4, 4)
+
+
+def test_a_folder_that_changes_while_read_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    png(tmp_path / "a.png", GREY)
+    doomed = png(tmp_path / "b.png", GREY)
+    first = source_module.survey
+
+    def survey_then_delete(*arguments: object) -> object:
+        findings = first(*arguments)  # type: ignore[arg-type]
+        doomed.unlink()
+        return findings
+
+    monkeypatch.setattr(source_module, "survey", survey_then_delete)
+    with pytest.raises(UserError, match="changed while it was read"):
+        data.load(tmp_path)
+
+
+def test_reading_changes_nothing_and_repeats_itself(tmp_path: Path) -> None:
+    for index in range(70):
+        png(tmp_path / f"{index}.png", np.roll(GREY, index))
+    before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in tmp_path.iterdir()}
+    first, second = data.load(tmp_path), data.load(tmp_path)
+    data.inspect(tmp_path)
+    assert first.fingerprint == second.fingerprint and torch.equal(first.items, second.items)
+    assert before == {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in tmp_path.iterdir()}
+    png(tmp_path / "0.png", GREY.T)
+    assert data.load(tmp_path).fingerprint != first.fingerprint
