@@ -76,10 +76,10 @@ class Exact:
         t = as_time(t)
         schedule = self.process.schedule
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        x0, var = self.law.posterior(x_t, alpha, sigma)
+        x0, var = self.law.posterior(x_t.double(), alpha, sigma)
         a, b = row(self.parameterisation, schedule, t)
-        eps = (x_t - alpha * x0) / sigma
-        return Estimate(x_t, t, schedule, a * x0 + b * eps, a, b, var)
+        output = a * x0 + b * (x_t - alpha * x0) / sigma
+        return Estimate(x_t, t, schedule, output.to(x_t.dtype), a, b, var.to(x_t.dtype))
 
 
 def gaussian(mean: float = 0.7, var: float = 0.5, dim: int = 3) -> Mixture:

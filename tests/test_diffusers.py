@@ -16,6 +16,7 @@ from sfumato.sampler import DDIM, Ancestral, DPMpp2M, Heun, generate
 from sfumato.schedule import Table
 
 diffusers = pytest.importorskip("diffusers")
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # theirs, with numpy 2
 
 TABLE = Table()
 STEPS = 20
