@@ -5,8 +5,8 @@
 A *candidate* is the library's design with one choice changed. Every candidate's whole training step (forward,
 backward, fused AdamW, average of the weights) is timed in one process, all candidates once per round in a new random
 order, because a shared machine drifts by more than the differences looked for. Two yardsticks (a float32 matrix
-product, a float32 convolution) run in every round: a round in which they, or other processes, were disturbed is
-dropped. Results are medians over the kept rounds, and medians of ratios within a round, so drift cancels.
+product, a float32 convolution) run in every round. Times during which other processes used more than a tenth of a core
+are dropped. Results are medians over the kept rounds, and medians of ratios within a round, so drift cancels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -40,7 +40,7 @@ class Design:
     precision: str = "bf16"
     memory: str = "channels_last"  # or "channels_first"
     norm: str = "layer"  # over channels; or "group", "rms"
-    norms: int = 2  # per block; 1 leaves out the one after the first convolution
+    norms: int = 1  # per block; 2 adds one after the first convolution
     block: str = "res"  # or "next7", "next5": depthwise 7x7 or 5x5, then two 1x1 with 4x the width
     attention: str = "written"  # or "sdpa", "none"
     down: str = "conv2"  # 2x2 stride 2; or "conv3", "pool", "unshuffle"
@@ -56,7 +56,7 @@ VARIATIONS = {
     "GroupNorm channels_first": Design(norm="group", memory="channels_first"),
     "GroupNorm channels_last": Design(norm="group"),
     "RMSNorm": Design(norm="rms"),
-    "one norm per block": Design(norms=1),
+    "two norms per block": Design(norms=2),
     "fused attention": Design(attention="sdpa"),
     "no attention": Design(attention="none"),
     "down 3x3 stride 2": Design(down="conv3"),
@@ -86,9 +86,9 @@ class Case:
 
 
 CASES = {
-    "28x28": Case(28, 128, (32, 64, 96), 2, (32, 64, 64)),
-    "28x28-batch64": Case(28, 64, (32, 64, 96), 2, (32, 64, 64)),
-    "8x8": Case(8, 128, (32, 64), 2, (32, 64)),
+    "28x28": Case(28, 128, (32, 64, 96), 2, (32, 32, 64)),
+    "28x28-batch64": Case(28, 64, (32, 64, 96), 2, (32, 32, 64)),
+    "8x8": Case(8, 128, (32, 64), 2, (32, 32)),
 }
 
 
@@ -168,9 +168,7 @@ class Candidate(nn.Module):
         order = (*widths, *reversed(widths))
         self.conditioning = Conditioning(4 * widths[0])
         self.inlet = nn.Conv2d(1, widths[0], 3, padding=1)
-        self.stages = nn.ModuleList(
-            nn.ModuleList(block(design, w) for _ in range(case.blocks)) for w in order
-        )
+        self.stages = nn.ModuleList(nn.ModuleList(block(design, w) for _ in range(case.blocks)) for w in order)
         self.attention = nn.ModuleList(
             ATTENTION[design.attention](w) if w == widths[-1] else nn.Identity() for w in order
         )
@@ -255,83 +253,82 @@ def yardsticks() -> dict[str, tuple[Callable[[], object], float]]:
     }
 
 
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    begin = time.perf_counter()
+def timed(work: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Seconds per repeat, and how many cores other processes used meanwhile."""
+    begin, busy, own = time.perf_counter(), busy_seconds(), sum(os.times()[:2])
     for _ in range(repeats):
         work()
-    return (time.perf_counter() - begin) / repeats
+    wall = time.perf_counter() - begin
+    return wall / repeats, (busy_seconds() - busy - (sum(os.times()[:2]) - own)) / wall
 
 
-def busy_elsewhere(since: tuple[float, float, float] | None = None) -> tuple[tuple[float, float, float], float]:
-    """Cores used by other processes since the last reading."""
-    cells = [int(c) for c in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
-    busy = (sum(cells) - cells[3] - cells[4]) / os.sysconf("SC_CLK_TCK")
-    now = (time.perf_counter(), busy, sum(os.times()[:2]))
-    if since is None:
-        return now, 0.0
-    wall, total, own = (b - a for a, b in zip(since, now, strict=True))
-    return now, max(total - own, 0.0) / wall
+def busy_seconds() -> float:
+    """Core seconds that all processes of this machine have used."""
+    user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(case: Case, budget: float) -> dict[str, object]:
     torch.manual_seed(0)
-    runs = {"sfumato": Training(UNet(1, widths=case.widths, blocks=case.blocks, attention=case.attention, precision="bf16"), case)}
-    runs["diffusers"] = Training(Peer(case), case)
+    ours = UNet(1, widths=case.widths, blocks=case.blocks, attention=case.attention, precision="bf16")
+    runs = {"sfumato": Training(ours, case), "diffusers": Training(Peer(case), case)}
     runs |= {name: Training(Candidate(design, case), case) for name, design in VARIATIONS.items()}
     sticks = yardsticks()
-    works: dict[str, Callable[[], object]] = {name: run.step for name, run in runs.items()}
-    works |= {name: work for name, (work, _) in sticks.items()}
-    repeats = {name: max(1, round(0.1 / max(seconds(work, 2), 1e-4))) for name, work in works.items()}
-    rounds: list[dict[str, float]] = []
-    others: list[float] = []
+    works = {name: run.step for name, run in runs.items()} | {name: work for name, (work, _) in sticks.items()}
+    repeats = {name: max(1, round(0.3 / timed(work, 3)[0])) for name, work in works.items()}
+    rounds: list[dict[str, tuple[float, float]]] = []
     names = list(works)
     end = time.perf_counter() + budget
-    while time.perf_counter() < end or len(rounds) < 3:
+    while time.perf_counter() < end:
         random.shuffle(names)
-        since, _ = busy_elsewhere()
-        rounds.append({name: seconds(works[name], repeats[name]) for name in names})
-        others.append(busy_elsewhere(since)[1])
-    best = {name: min(r[name] for r in rounds) for name in sticks}
-    quiet = [
-        r for r, load in zip(rounds, others, strict=True)
-        if load < 0.1 and all(r[name] < 1.5 * best[name] for name in sticks)
-    ]
-    kept = quiet if len(quiet) >= 5 else rounds
-    median = {name: statistics.median(r[name] for r in kept) for name in works}
-    stick = {name: gflop / median[name] for name, (_, gflop) in sticks.items()}
-    table = {
-        name: {
+        rounds.append({name: timed(works[name], repeats[name]) for name in names})
+
+    def quiet(name: str) -> list[dict[str, tuple[float, float]]]:
+        """The rounds in which neither this work nor the library's was disturbed; all rounds if they are too few."""
+        kept = [r for r in rounds if max(r[name][1], r["sfumato"][1]) < 0.1]
+        return kept if len(kept) >= 5 else rounds
+
+    median = {name: statistics.median(r[name][0] for r in quiet(name)) for name in works}
+    yardstick = {name: gflop / median[name] for name, (_, gflop) in sticks.items()}
+    table = {}
+    for name, run in runs.items():
+        gflops = 3 * run.gflop * case.batch / median[name]  # a step is a forward and a backward of twice the work
+        table[name] = {
             "parameters": sum(p.numel() for p in run.params),
             "gflop_forward": round(run.gflop, 4),
             "images_per_second": round(case.batch / median[name], 1),
-            "gflops": round(3 * run.gflop * case.batch / median[name], 1),
-            "of_conv_yardstick": round(3 * run.gflop * case.batch / median[name] / stick["conv fp32"], 3),
-            "time_over_sfumato": round(statistics.median(r[name] / r["sfumato"] for r in kept), 3),
+            "gflops": round(gflops, 1),
+            "of_conv_yardstick": round(gflops / yardstick["conv fp32"], 3),
+            "time_over_sfumato": round(statistics.median(r[name][0] / r["sfumato"][0] for r in quiet(name)), 3),
+            "rounds": len(quiet(name)),
+            "disturbed": quiet(name) is rounds,
         }
-        for name, run in runs.items()
-    }
     return {
         "case": asdict(case),
-        "rounds": len(rounds), "rounds_kept": len(kept), "quiet": kept is quiet,
-        "others_cores_median": round(statistics.median(others), 3),
-        "yardstick_gflops": {name: round(value, 1) for name, value in stick.items()},
+        "rounds": len(rounds),
+        "yardstick_gflops": {name: round(value, 1) for name, value in yardstick.items()},
         "networks": table,
     }
 
 
+def show(name: str, result: dict[str, object]) -> None:
+    print(f"\n{name}: {result['rounds']} rounds, yardsticks {result['yardstick_gflops']}")
+    for network, row in sorted(result["networks"].items(), key=lambda item: item[1]["time_over_sfumato"]):
+        print(
+            f"{network:32s} time x{row['time_over_sfumato']:<6} {row['images_per_second']:8.1f} img/s"
+            f" {row['gflops']:6.1f} GFLOP/s = {row['of_conv_yardstick']:.2f} conv,"
+            f" {row['gflop_forward']:.4f} GFLOP, {row['parameters'] / 1e6:.2f}M,"
+            f" {row['rounds']} rounds{' (disturbed)' if row['disturbed'] else ''}"
+        )
+
+
 def main() -> None:
-    budget = float(sys.argv[1]) if len(sys.argv) > 1 else 80.0
+    budget = float(sys.argv[1]) if len(sys.argv) > 1 else 200.0
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"cases": {}}
     results |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
     for name in sys.argv[2:] or CASES:
-        result = measure(CASES[name], budget)
-        results["cases"][name] = result
-        print(f"\n{name}: kept {result['rounds_kept']} of {result['rounds']} rounds, yardsticks {result['yardstick_gflops']}")
-        for name, row in sorted(result["networks"].items(), key=lambda item: item[1]["time_over_sfumato"]):
-            print(
-                f"{name:32s} time x{row['time_over_sfumato']:<6} {row['images_per_second']:8.1f} img/s {row['gflops']:6.1f} GFLOP/s"
-                f" = {row['of_conv_yardstick']:.2f} conv, {row['gflop_forward']:.4f} GFLOP, {row['parameters'] / 1e6:.2f}M"
-            )
+        results["cases"][name] = measure(CASES[name], budget)
+        show(name, results["cases"][name])
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 

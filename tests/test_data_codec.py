@@ -15,10 +15,11 @@ import torch
 from PIL import Image
 
 import sfumato.data as data
-from sfumato.data.codec import Codec, Findings, write_atomic
+from sfumato.data.codec import Codec, Findings
 from sfumato.data.image import ImageCodec
 from sfumato.data.points import PointsCodec
 from sfumato.errors import UserError
+from sfumato.files import write_atomic
 
 CODECS = [ImageCodec(1, 2, 2), ImageCodec(3, 1, 2, levels=17), PointsCodec((1.0, -2.0, 0.5), 0.3)]
 
@@ -120,9 +121,7 @@ def test_png_holds_the_pixels_and_the_recipe(tmp_path: Path, channels: int, mode
 
 
 def test_few_levels_are_spread_over_the_png(tmp_path: Path) -> None:
-    (path,) = ImageCodec(1, 1, 3, 17).save(
-        torch.tensor([[[[0, 8, 16]]]], dtype=torch.uint8), tmp_path, ["a"], [{}]
-    )
+    (path,) = ImageCodec(1, 1, 3, 17).save(torch.tensor([[[[0, 8, 16]]]], dtype=torch.uint8), tmp_path, ["a"], [{}])
     with Image.open(path) as image:
         assert list(image.tobytes()) == [0, 128, 255]
 
@@ -184,7 +183,12 @@ def test_report_cuts_long_lists() -> None:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("digit", "did you mean 'digits'"), ("zzz", "known: .*fashion-mnist"), ("a\0b", "no data set"), ("x" * 9999, "no")],
+    [
+        ("digit", "did you mean 'digits'"),
+        ("zzz", "known: .*fashion-mnist"),
+        ("a\0b", "no data set"),
+        ("x" * 9999, "no"),
+    ],
 )
 def test_unknown_sources_name_the_nearest(name: str, said: str) -> None:
     for ask in (data.inspect, data.load):

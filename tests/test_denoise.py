@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from oracles import SCHEDULES, Exact, gaussian, mixture, tensor
 from torch import nn
 
+from oracles import SCHEDULES, Exact, gaussian, mixture, tensor
 from sfumato.denoise import Denoiser, Given
 from sfumato.dist import stream
 from sfumato.errors import UserError

@@ -8,8 +8,8 @@ scheduler's own sigmas; DDIM's "previous step" is a stride, right only where N d
 
 import pytest
 import torch
-from oracles import Exact, mixture
 
+from oracles import Exact, mixture
 from sfumato.dist import stream
 from sfumato.process import Gaussian
 from sfumato.sampler import DDIM, Ancestral, DPMpp2M, Heun, generate
@@ -71,9 +71,7 @@ def test_ddim(start, eta):
     assert scheduler.timesteps.tolist() == leading(STEPS)
     theirs = run_vp(scheduler, start, eta=eta, generator=torch.Generator().manual_seed(1))
     stops = [*discrete(scheduler.timesteps).tolist(), 0.0]
-    ours = generate(
-        Exact(mixture(), Gaussian(TABLE)), DDIM(eta), start, stops, rng=torch.Generator().manual_seed(1)
-    )
+    ours = generate(Exact(mixture(), Gaussian(TABLE)), DDIM(eta), start, stops, rng=torch.Generator().manual_seed(1))
     torch.testing.assert_close(ours, theirs, **CLOSE)
 
 

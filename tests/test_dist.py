@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from oracles import tensor
 from scipy import stats
 
+from oracles import tensor
 from sfumato.dist import Normal, randn_like, stream
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import SCHEDULES, tensor
 
+from oracles import SCHEDULES, tensor
 from sfumato.dist import Normal, randn_like, stream
 from sfumato.errors import UserError
 from sfumato.process import Gaussian

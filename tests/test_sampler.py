@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from oracles import SCHEDULES, Exact, flow_map, gaussian, mixture, observed_order, tensor
 from scipy.integrate import solve_ivp
 
+from oracles import SCHEDULES, Exact, flow_map, gaussian, mixture, observed_order, tensor
 from sfumato.dist import Normal, randn_like, stream
 from sfumato.errors import UserError
 from sfumato.grid import GRIDS, times

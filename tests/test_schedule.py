@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import SCHEDULES, tensor
 
+from oracles import SCHEDULES, tensor
 from sfumato.errors import UserError
 from sfumato.schedule import EDM, VE, VP, Cosine, SubVP, Table
 

@@ -24,6 +24,14 @@ __all__ = ["open_path"]
 
 _ITEMS = ("x", "images", "data", "arr_0")
 _LABELS = ("y", "labels", "targets", "label")
+_DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,  # encrypted archives
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _SLACK = 1e-3
 """How far floats may lie outside a range and still be taken for rounding."""
 
@@ -41,9 +49,9 @@ def open_path(path: Path) -> Source | None:
             values, labels = _npy(path), None
         else:
             values, labels = _npz(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except _DAMAGE as error:
         raise UserError(f"{path}: damaged or not a NumPy file ({error}); write it again") from error
     if values.ndim == 0 or len(values) == 0:
         raise UserError(f"{path}: the array is empty; give one with at least one item")
@@ -90,13 +98,14 @@ def _npz(path: Path) -> tuple[Array, Array | None]:
 
 def _check_header(what: str, stream: IO[bytes], size: int) -> None:
     """Refuse a .npy stream of `size` bytes by its header alone."""
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
-    else:
-        raise ValueError(f"format version {version} is for tables with named columns")
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        else:  # version 3 is for tables with named columns, which are not for us
+            shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    except Exception as error:  # NumPy parses a header as Python: SyntaxError, TokenError, TypeError ...
+        raise ValueError(f"bad header: {error}") from error
     if dtype.hasobject or dtype.kind not in "biufU":
         raise UserError(f"{what}: holds {dtype}, not plain numbers; save it as numbers")
     check_bytes(what, shape, dtype.itemsize, "save fewer or smaller items")
@@ -140,7 +149,7 @@ def _points(path: Path, values: Array) -> tuple[Array, Callable[[Array], Array],
             "columns) nor pictures; give pictures as (N, H, W)"
         )
     low, high = _extent(path, values)
-    if max(-low, high) > np.finfo(np.float32).max:
+    if max(-low, high) > float(np.finfo(np.float32).max):
         raise UserError(f"{path}: values up to {max(-low, high):.3g} do not fit 32-bit floats; rescale them")
     return values, lambda row: np.asarray(row, dtype=np.float32), []
 

@@ -12,17 +12,16 @@ continuous value v in the bin [v - 1/2, v + 1/2] of one level, so (1) is the log
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sfumato.errors import UserError
-
-__all__ = ["Codec", "Dataset", "Findings", "write_atomic"]
+__all__ = ["Codec", "Dataset", "Findings"]
 
 
 class Codec(Protocol):
@@ -61,6 +60,14 @@ class Codec(Protocol):
 
         Raises:
             UserError: the folder cannot be written.
+        """
+
+    def picture(self, items: Tensor, columns: int | None = None) -> NDArray[np.uint8]:
+        """Draw many items as one picture, RGB (h, w, 3).
+
+        Args:
+            items: (N, *raw).
+            columns: items in a row, where items stand in rows.
         """
 
     def log_volume(self) -> float:
@@ -150,32 +157,3 @@ class Findings:
 def _counts(table: Mapping[str, int], most: int = 12) -> str:
     shown = ", ".join(f"{name} ({n:,})" for name, n in list(table.items())[:most])
     return f"{shown}, and {len(table) - most:,} more" if len(table) > most else shown
-
-
-def write_atomic(path: Path, content: bytes) -> Path:
-    """Write a file so that a reader or a crash sees the old one or the new one, never a part.
-
-    Args:
-        path: the file; its folder is made if it is missing.
-        content: all of it.
-
-    Returns:
-        `path`.
-
-    Raises:
-        UserError: the place cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder or free space") from error
-    return path

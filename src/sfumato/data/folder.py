@@ -56,8 +56,8 @@ def open_path(path: Path) -> Source | None:
     def load(part: Path) -> Item | Fault:
         decoded = decode(path / part)
         if isinstance(decoded, str):
-            return Fault(part.as_posix(), decoded)
-        return Item(part.as_posix(), decoded[0], None if flat else part.parts[0], decoded[1])
+            return Fault(_shown(part.as_posix()), decoded)
+        return Item(_shown(part.as_posix()), decoded[0], None if flat else _shown(part.parts[0]), decoded[1])
 
     def read(use: Callable[[Item], T]) -> Iterator[T | Fault]:
         def work(part: Path) -> T | Fault:
@@ -99,7 +99,7 @@ def _walk(root: Path) -> _Listing:
         except OSError as error:
             if folder == root:
                 raise UserError(f"{root}: cannot be read ({error.strerror}); check its permissions") from error
-            found.faults.append(Fault(folder.relative_to(root).as_posix(), error.strerror or str(error)))
+            found.faults.append(Fault(_shown(folder.relative_to(root).as_posix()), error.strerror or str(error)))
             continue
         for entry in entries:
             if entry.name.startswith("."):
@@ -113,6 +113,11 @@ def _walk(root: Path) -> _Listing:
         # Real folders come off the stack first, so that a link to one of them is the copy that is passed over.
         waiting.sort(key=lambda entry: not entry.is_symlink())
     return _Listing(sorted(found.files), found.faults, hidden, found.others)
+
+
+def _shown(name: str) -> str:
+    """A file name as text that can be printed: bytes that are not UTF-8 are written out."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _ignored(listing: _Listing) -> list[str]:

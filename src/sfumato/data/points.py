@@ -19,11 +19,13 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sfumato.data.codec import write_atomic
+from sfumato.data.picture import dots
 from sfumato.data.source import Array, Fault, Item, Look, Source, check_bytes, name_of
 from sfumato.errors import UserError
+from sfumato.files import write_atomic
 
 __all__ = ["MAX_POINT_DIMS", "Points", "PointsCodec", "codec", "open_path"]
 
@@ -94,6 +96,10 @@ class PointsCodec:
         lines += [",".join(f"{value:.9g}" for value in row) for row in items.tolist()]
         return [write_atomic(folder / "points.csv", "\n".join([*lines, ""]).encode())]
 
+    def picture(self, items: Tensor, columns: int | None = None) -> NDArray[np.uint8]:
+        """Density of points within three standard deviations of the data, (256, 256, 3); ``columns`` has no meaning."""
+        return dots(self.encode(items).numpy())
+
     def log_volume(self) -> float:
         """-D log c: added to log p(state) it gives log p per unit of the user's space."""
         return -len(self.mean) * math.log(self.scale)
@@ -119,7 +125,7 @@ class Points:
     def look(self, item: Item) -> Look:
         """Measure one point."""
         value = np.ascontiguousarray(item.value)
-        digest = hashlib.blake2b(value.data, digest_size=16).digest()
+        digest = hashlib.sha256(value.data).digest()
         low, high = float(value.min()), float(value.max())
         return Look(item.name, item.label, item.facts, value.shape, None, low, high, digest)
 
@@ -135,7 +141,7 @@ class Points:
         """The point itself."""
         return item.value.reshape(dims)
 
-    def codec(self, items: Array) -> PointsCodec:
+    def codec(self, name: str, items: Array) -> PointsCodec:
         """Measure mean and scale of (N, D).
 
         Raises:
@@ -144,7 +150,7 @@ class Points:
         wide = items.astype(np.float64)
         scale = math.sqrt(float(wide.var(axis=0).mean()))
         if scale == 0:
-            raise UserError("all points are the same; there is nothing to learn from them")
+            raise UserError(f"{name}: all points are the same; give points that differ")
         return PointsCodec(tuple(wide.mean(axis=0).tolist()), scale)
 
 

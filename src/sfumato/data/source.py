@@ -123,8 +123,8 @@ class Kind(Protocol):
     def fit(self, item: Item, dims: tuple[int, ...]) -> Array:
         """Bring one item to the common shape."""
 
-    def codec(self, items: Array) -> Codec:
-        """The codec for items (N, *dims)."""
+    def codec(self, name: str, items: Array) -> Codec:
+        """The codec for items (N, *dims); `name` is that of the source, for errors."""
 
 
 @dataclass(frozen=True)
@@ -167,10 +167,13 @@ def name_of(path: Path) -> str:
 
 def in_order(names: set[str]) -> tuple[str, ...]:
     """Sort class names: as numbers if all are numbers, else as words."""
+    words = sorted(names)
     try:
-        return tuple(sorted(names, key=lambda name: (float(name), name)))
+        numbers = {name: float(name) for name in words}
     except ValueError:
-        return tuple(sorted(names))
+        return tuple(words)
+    # "nan" has no place among numbers.
+    return tuple(words if any(map(math.isnan, numbers.values())) else sorted(words, key=numbers.__getitem__))
 
 
 def check_bytes(what: str, shape: Sequence[int], itemsize: int, way_out: str) -> None:
@@ -252,43 +255,46 @@ def build(source: Source, resolution: int | None = None, skip_bad: bool = False)
         UserError: an item is bad, nothing is left, or the result does not fit the memory bound.
     """
     findings, held = survey(source, resolution)
+    train = _part(source, findings, skip_bad, findings.dims, tuple(findings.classes))
+    if source.test is None or held is None:
+        return train
+    # The held-out part takes the shape, the classes and the codec of the training part.
+    test = _part(source.test, held, skip_bad, findings.dims, train.classes, train.codec)
+    return replace(train, test=test)
+
+
+def _part(
+    source: Source,
+    findings: Findings,
+    skip_bad: bool,
+    dims: tuple[int, ...],
+    classes: tuple[str, ...],
+    codec: Codec | None = None,
+) -> Dataset:
+    """One part of a dataset, with its own codec unless one is given."""
     _check(findings, skip_bad)
-    classes, dims = tuple(findings.classes), findings.dims
+    strange = sorted(set(findings.classes) - set(classes))
+    if strange:
+        raise UserError(f"{source.name}: class '{strange[0]}' has no training example; remove it or add some")
     items, labels = _fill(source, findings, dims, classes)
-    codec = source.kind.codec(items)
+    digest = hashlib.sha256(items.data)
+    digest.update(labels.data)
     copies = sum(len(group) - 1 for group in findings.duplicates)
     notes = [
         *findings.notes,
         *([f"{len(findings.bad):,} bad left out; the first is {findings.bad[0][0]}"] if findings.bad else []),
         *([f"{copies:,} of {findings.count:,} are exact copies of another"] if copies else []),
     ]
-    whole = Dataset(
+    return Dataset(
         name=source.name,
         items=torch.from_numpy(items),
         labels=torch.from_numpy(labels) if classes else None,
         classes=classes,
-        codec=codec,
+        codec=codec or source.kind.codec(source.name, items),
         test=None,
-        fingerprint=_fingerprint(items, labels),
+        fingerprint=digest.hexdigest(),
         notes=tuple(notes),
     )
-    if source.test is None or held is None:
-        return whole
-    # The held-out part takes the shape, the classes and the codec of the training part.
-    _check(held, skip_bad)
-    strange = sorted(set(held.classes) - set(classes))
-    if strange:
-        raise UserError(f"{source.test.name}: class '{strange[0]}' has no training example; remove it or add some")
-    items, labels = _fill(source.test, held, dims, classes)
-    test = replace(
-        whole,
-        name=source.test.name,
-        items=torch.from_numpy(items),
-        labels=torch.from_numpy(labels) if classes else None,
-        fingerprint=_fingerprint(items, labels),
-        notes=(),
-    )
-    return replace(whole, test=test)
 
 
 def _check(findings: Findings, skip_bad: bool) -> None:
@@ -322,9 +328,3 @@ def _fill(
     if filled != count:
         raise UserError(f"{source.name}: changed while it was read ({count:,} items, then {filled:,}); try again")
     return items, labels
-
-
-def _fingerprint(items: Array, labels: NDArray[np.int64]) -> str:
-    digest = hashlib.sha256(items.data)
-    digest.update(labels.data)
-    return digest.hexdigest()

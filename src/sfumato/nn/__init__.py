@@ -1,6 +1,6 @@
-"""Networks. They import torch only and know nothing of diffusion: a tensor, a noise level and labels in, a tensor out."""
+"""Networks. They import torch only and know nothing of diffusion: tensor, noise level and labels in, tensor out."""
 
-from .mlp import MLP
-from .unet import UNet
+from sfumato.nn.mlp import MLP
+from sfumato.nn.unet import UNet
 
 __all__ = ["MLP", "UNet"]

@@ -19,7 +19,7 @@ __all__ = ["AFTER_SILU", "Attention", "Conditioning", "channel_norm", "started"]
 AFTER_SILU = 1.6765
 HEAD_WIDTH = 32
 
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 def started(layer: Layer, gain: float = 1.0) -> Layer:
@@ -32,10 +32,11 @@ def started(layer: Layer, gain: float = 1.0) -> Layer:
     Returns:
         The same layer.
     """
+    assert layer.bias is not None
+    fan_in = layer.weight.numel() / layer.bias.numel()
     with torch.no_grad():
-        layer.weight.normal_(std=gain / math.sqrt(layer.weight[0].numel()))
-        if layer.bias is not None:
-            layer.bias.zero_()
+        layer.weight.normal_(std=gain / math.sqrt(fan_in))
+        layer.bias.zero_()
     return layer
 
 

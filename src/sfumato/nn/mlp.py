@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import Conditioning, started
+from sfumato.nn.layers import Conditioning, started
 
 __all__ = ["MLP"]
 

@@ -1,0 +1,93 @@
+"""The command line: one verb for each function of verbs.py, with its names, defaults and docstring.
+
+A mistake of the user, in the words of the command or in the data, is one line on standard error and exit code 2.
+Any other error is ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from sfumato import verbs
+from sfumato.errors import UserError
+
+__all__ = ["main"]
+
+VERBS = ("inspect", "train", "resume", "sample", "evaluate", "show")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        args: the words after ``sfumato``; by default those of the process.
+
+    Returns:
+        0; 2 for a mistake of the user; 130 if stopped by Ctrl-C.
+    """
+    try:
+        _print(_parse(args)())
+    except UserError as error:
+        print(f"sfumato: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sfumato: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone: no fault of ours
+        return 0
+    return 0
+
+
+def _parse(args: Sequence[str] | None) -> Callable[[], Any]:
+    """Return the call that the words ask for, not yet made.
+
+    Raises:
+        UserError: words that are not understood.
+    """
+    table = {name: _later(getattr(verbs, name)) for name in VERBS}
+    heard = io.StringIO()
+    try:
+        with redirect_stderr(heard):
+            call: Callable[[], Any] = tyro.extras.subcommand_cli_from_dict(
+                table, prog="sfumato", description="Diffusion models: train on your data, draw new ones.", args=args
+            )
+    except SystemExit as stop:
+        if stop.code:
+            raise UserError(_one_line(heard.getvalue())) from None
+        raise
+    return call
+
+
+def _later(verb: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
+    """Wrap a verb so that parsing gives a call to make, and errors of the two are kept apart."""
+
+    @functools.wraps(verb)
+    def ask(*args: Any, **options: Any) -> Callable[[], Any]:
+        return lambda: verb(*args, **options)
+
+    return ask
+
+
+def _one_line(box: str) -> str:
+    """Fold tyro's framed message into one line."""
+    text = re.sub(r"[╭╮╰╯│─]+", " ", box)
+    text = re.sub(r"For full helptext,? (run|see) ", "; see ", " ".join(text.split()))
+    return text.replace(" ;", ";")
+
+
+def _print(result: Any) -> None:
+    if hasattr(result, "lines"):
+        print("\n".join(result.lines()))
+    elif isinstance(result, list):
+        print(f"{len(result)} files in {result[-1].parent}; see {result[-1]}")
+    elif isinstance(result, Path):
+        print(f"next: sfumato sample {result}")

@@ -1,0 +1,114 @@
+"""The config of a run: one flat record, saved as config.toml, from which the run can be rebuilt.
+
+Config is data. Names in it are keys of registries, never import paths, and an unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from sfumato import __version__
+from sfumato.errors import UserError, nearest
+from sfumato.files import write_atomic
+from sfumato.models.diffusion import Spec
+
+__all__ = ["Config", "read_config", "write_config"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a training run does. Its weights are a function of this, the data and the number of threads.
+
+    Attributes:
+        data: name or path of the data.
+        model: the network and what it predicts.
+        resolution: longest side of a picture; 0 for the data's own.
+        skip_bad: leave unreadable files out.
+        seed: of weights, data order and noise.
+        batch: examples a step.
+        lr: learning rate after warm-up.
+        steps: length of the run in steps; 0 if ``seconds`` decides.
+        seconds: length of the run in seconds; 0 if ``steps`` decides.
+        ema: horizon of the weights' average, as a share of the run so far.
+        save_every: seconds between checkpoints.
+        device: "cpu", "cuda", "mps".
+        version: of sfumato that began the run.
+    """
+
+    data: str
+    model: Spec
+    resolution: int = 0
+    skip_bad: bool = False
+    seed: int = 0
+    batch: int = 64
+    lr: float = 1e-3
+    steps: int = 0
+    seconds: float = 0.0
+    ema: float = 0.1
+    save_every: float = 30.0
+    device: str = "cpu"
+    version: str = __version__
+
+    def __post_init__(self) -> None:
+        if (self.steps > 0) == (self.seconds > 0):
+            raise UserError(f"give a run either steps or a time, got steps = {self.steps}, seconds = {self.seconds:g}")
+        for name in ("batch", "lr", "ema", "save_every"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
+
+
+def write_config(path: Path, config: Config) -> None:
+    """Write ``config`` as TOML, atomically."""
+    write_atomic(path, tomli_w.dumps(dataclasses.asdict(config)).encode())
+
+
+def read_config(path: Path) -> Config:
+    """Read a config.toml.
+
+    Raises:
+        UserError: the file is missing or no TOML, a key is unknown or missing, or a value has the wrong type.
+    """
+    try:
+        record = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; is {path.parent} the folder of a run?") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: not readable as TOML ({error}); mend it by hand") from error
+    return _from_record(Config, record, path)
+
+
+def _from_record(kind: type[T], record: Mapping[str, Any], path: Path) -> T:
+    """Build a dataclass from a mapping, refusing what does not belong there."""
+    hints = get_type_hints(kind)
+    values = {}
+    for key, value in record.items():
+        if key not in hints:
+            raise UserError(f"{path}: unknown key '{key}'{nearest(key, hints)}")
+        values[key] = _typed(hints[key], value, f"{path}: {key}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise UserError(f"{path}: {str(error).split('() ')[-1]}") from error
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _from_record(hint, value, Path(where))  # type: ignore[arg-type]
+    if get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_typed(get_args(hint)[0], item, where) for item in value)
+    if hint is float and type(value) is int:
+        return float(value)
+    choices = get_args(hint)
+    if (choices and value in choices) or (isinstance(hint, type) and type(value) is hint):
+        return value
+    wanted = " or ".join(map(repr, choices)) if choices else getattr(hint, "__name__", str(hint))
+    raise UserError(f"{where}: {value!r} is not {wanted}")

@@ -1,0 +1,129 @@
+"""A run folder: config.toml, data.json, log.jsonl, checkpoints/, samples/. It holds all that rebuilds the model.
+
+data.json records what the model was trained on and the codec of it, so that sampling needs no data.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sfumato.data import Dataset, codec_from
+from sfumato.engine import checkpoint
+from sfumato.engine.config import Config, read_config, write_config
+from sfumato.errors import UserError
+from sfumato.files import write_atomic
+from sfumato.models.diffusion import Diffusion
+
+__all__ = ["Run", "latest", "restore"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a run.
+
+    Attributes:
+        folder: where it lies.
+        config: what config.toml says.
+        data: what data.json says: name, fingerprint, count, classes, codec.
+    """
+
+    folder: Path
+    config: Config
+    data: dict[str, Any]
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        """Folder of previews and samples."""
+        return self.folder / "samples"
+
+    @property
+    def log(self) -> Path:
+        """The log, one JSON record a line."""
+        return self.folder / "log.jsonl"
+
+    @staticmethod
+    def create(folder: Path, config: Config, dataset: Dataset) -> Run:
+        """Make the folder of a new run.
+
+        Raises:
+            UserError: the folder exists.
+        """
+        if folder.exists():
+            raise UserError(f"{folder}: exists; go on with 'sfumato resume {folder}', or choose another --out")
+        data = {
+            "name": dataset.name,
+            "count": len(dataset.items),
+            "fingerprint": dataset.fingerprint,
+            "classes": list(dataset.classes) if config.model.classes else [],
+            "codec": dataset.codec.to_dict(),
+            "notes": list(dataset.notes),
+        }
+        write_atomic(folder / "data.json", json.dumps(data, indent=2, ensure_ascii=False).encode())
+        write_config(folder / "config.toml", config)
+        return Run(folder, config, data)
+
+    @staticmethod
+    def open(folder: Path) -> Run:
+        """Open the folder of a run.
+
+        Raises:
+            UserError: it is none, or its records are damaged.
+        """
+        if not folder.is_dir():
+            known = latest(folder.parent)
+            raise UserError(f"{folder}: no such run" + (f"; the newest there is {known}" if known else ""))
+        config = read_config(folder / "config.toml")
+        path = folder / "data.json"
+        try:
+            data = json.loads(path.read_text("utf-8"))
+            codec_from(data["codec"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: missing or damaged ({error}); restore it, or train again") from error
+        return Run(folder, config, data)
+
+    def build(self) -> Diffusion:
+        """Return the model with fresh weights."""
+        return self.config.model.build(codec_from(self.data["codec"]), self.data["classes"])
+
+    def load(self) -> tuple[Diffusion, dict[str, str]]:
+        """Return the model with its newest averaged weights, and the notes of the checkpoint.
+
+        Raises:
+            UserError: no whole checkpoint, or one of another model.
+        """
+        tensors, notes = checkpoint.load(self.checkpoints)
+        model = self.build()
+        restore(model, tensors, "ema.", self.checkpoints)
+        return model.eval(), notes
+
+
+def restore(model: Diffusion, tensors: dict[str, Any], prefix: str, where: Path) -> None:
+    """Load the tensors whose names begin with ``prefix`` into a model.
+
+    Raises:
+        UserError: they are those of another model.
+    """
+    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(f"{where}: the weights do not fit config.toml; was it changed by hand?") from error
+
+
+def latest(folder: Path) -> Path | None:
+    """Return the run below ``folder`` that was written to last, if there is one."""
+    runs = [path.parent for path in folder.glob("*/config.toml")] if folder.is_dir() else []
+
+    def written(run: Path) -> float:
+        newest = checkpoint.checkpoints(run / "checkpoints")
+        return (newest[-1] if newest else run / "config.toml").stat().st_mtime
+
+    return max(runs, key=written, default=None)

@@ -1,0 +1,69 @@
+"""Writing files so that neither a crash nor a reader ever meets half of one."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sfumato.errors import UserError
+
+__all__ = ["write_atomic", "write_png"]
+
+
+def write_atomic(path: Path, content: bytes) -> Path:
+    """Write a file so that a reader or a crash sees the old one or the new one, never a part.
+
+    Args:
+        path: the file; its folder is made if it is missing.
+        content: all of it.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder or free space") from error
+    return path
+
+
+def write_png(path: Path, pixels: NDArray[np.uint8], recipe: Mapping[str, Any]) -> Path:
+    """Write a picture as PNG, with the recipe that made it as JSON in the text chunk "sfumato".
+
+    Args:
+        path: the file; its folder is made if it is missing.
+        pixels: (H, W) or (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) RGBA, 0 to 255.
+        recipe: what is needed to make the picture again; JSON-able.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        UserError: the place cannot be written.
+    """
+    text = PngInfo()
+    text.add_text("sfumato", json.dumps(dict(recipe)))
+    content = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels).save(content, "PNG", pnginfo=text)
+    return write_atomic(path, content.getvalue())

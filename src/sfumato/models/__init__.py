@@ -1,0 +1,1 @@
+"""Generative models: where a network, a process and a codec meet."""

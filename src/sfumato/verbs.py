@@ -1,0 +1,224 @@
+"""The verbs of sfumato: the functions of the Python API and, by the same names and defaults, of the command line.
+
+The command line is made from these signatures and docstrings, so the two cannot differ. Heavy imports stay inside
+the functions: ``sfumato --help`` must not wait for PyTorch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from sfumato.data import Findings
+    from sfumato.engine.evaluate import Evaluation
+    from sfumato.models.diffusion import Diffusion
+
+__all__ = ["evaluate", "inspect", "load", "resume", "sample", "show", "train"]
+
+Count = Annotated[int, tyro.conf.arg(aliases=["-n"])]
+Class = Annotated[str | None, tyro.conf.arg(name="class")]
+
+
+def inspect(data: tyro.conf.Positional[str]) -> Findings:
+    """Say what is in some data: count, sizes, channels, range, classes, bad files, duplicates. Changes nothing.
+
+    Args:
+        data: a name (digits, fashion-mnist, moons, ring8, grid25, spirals, checkerboard), a folder of pictures
+            (classes = subfolders), or a .npy, .npz, .csv or IDX file.
+
+    Raises:
+        UserError: there is no such data, or as a whole it cannot be read.
+    """
+    from sfumato.data import inspect
+
+    return inspect(data)
+
+
+def train(
+    data: tyro.conf.Positional[str],
+    *,
+    time: str | None = None,
+    steps: int | None = None,
+    size: Literal["tiny", "small", "base"] | None = None,
+    classes: bool = False,
+    out: str | None = None,
+    seed: int = 0,
+    batch: int | None = None,
+    lr: float | None = None,
+    resolution: int | None = None,
+    skip_bad: bool = False,
+    schedule: str = "cosine",
+    parameterisation: str = "edm",
+    precision: Literal["fp32", "bf16"] | None = None,
+    device: str | None = None,
+    save_every: float = 30.0,
+) -> Path:
+    """Train a model on some data. What is not given is chosen, and each choice is printed with its reason.
+
+    Args:
+        data: as for inspect.
+        time: how long, such as 90s, 2m or 1h; the learning rate falls to 0 as it ends.
+        steps: how long in steps, instead of a time.
+        size: of the network.
+        classes: learn the classes of the data, to sample one of them.
+        out: folder of the run; by default runs/ and the name of the data.
+        seed: of weights, data order and noise.
+        batch: examples a step.
+        lr: learning rate.
+        resolution: longest side to which pictures are brought.
+        skip_bad: leave unreadable files out instead of stopping at the first.
+        schedule: noise schedule: vp, cosine, subvp, ve, edm, flow or table.
+        parameterisation: what the network predicts: x0, eps, score, v, flow or edm.
+        precision: of the arithmetic inside the network.
+        device: cpu, cuda or mps.
+        save_every: seconds between checkpoints.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        UserError: bad data, an impossible choice, or a folder that exists.
+    """
+    from sfumato.engine.begin import begin
+
+    asked = dict(locals())
+    del asked["begin"]
+    return begin(**asked)
+
+
+def resume(run: tyro.conf.Positional[str | None] = None) -> Path:
+    """Go on with a run that was stopped or killed, exactly where its last checkpoint left it.
+
+    Args:
+        run: its folder; by default the one below runs/ that was written to last.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        UserError: no such run, a damaged checkpoint, or the data have changed.
+    """
+    from sfumato.engine.begin import go_on
+
+    return go_on(run)
+
+
+def sample(
+    run: tyro.conf.Positional[str],
+    *,
+    n: Count = 64,
+    steps: int = 12,
+    seed: int = 0,
+    class_: Class = None,
+    sampler: str = "dpm++2m",
+    grid: str = "logsnr",
+    first: int = 0,
+    out: str | None = None,
+    device: str | None = None,
+) -> list[Path]:
+    """Draw new examples: a file for each and a picture of all. Sample i depends on the weights, the seed and i alone.
+
+    Args:
+        run: folder of a trained run.
+        n: how many.
+        steps: steps of the sampler.
+        seed: of the noise.
+        class_: name or index of one class; by default every class in turn.
+        sampler: ancestral, ancestral-large, ancestral-optimal, ddim, heun or dpm++2m.
+        grid: where the steps stop: uniform, logsnr, karras or trailing.
+        first: index of the first sample, to make again one that was seen.
+        out: folder for the files; by default one below the run whose name says how they were made.
+        device: cpu, cuda or mps.
+
+    Returns:
+        The files, the picture of all last.
+
+    Raises:
+        UserError: no such run, class, sampler or grid; or ``out`` holds other files.
+    """
+    from sfumato.engine.begin import device_of
+    from sfumato.engine.generate import Way, generate
+    from sfumato.engine.run import Run
+
+    folder = Path(run)
+    label = None if class_ is None else Run.open(folder).build().label(class_)
+    way = Way(seed=seed, steps=steps, method=sampler, grid=grid, label=label)
+    return generate(folder, n, way, first, None if out is None else Path(out), device_of(device)[0])
+
+
+def evaluate(
+    run: tyro.conf.Positional[str],
+    *,
+    n: Count = 1000,
+    steps: int = 12,
+    seed: int = 0,
+    sampler: str = "dpm++2m",
+    grid: str = "logsnr",
+) -> Evaluation:
+    """Compare samples of a run with held-out data: Frechet distance, copying, classes. Writes evaluation.json.
+
+    Args:
+        run: folder of a trained run.
+        n: how many samples.
+        steps: steps of the sampler.
+        seed: of the noise.
+        sampler: as for sample.
+        grid: as for sample.
+
+    Raises:
+        UserError: no such run, or its data are gone or have no held-out part.
+    """
+    from sfumato.engine.evaluate import evaluate
+
+    return evaluate(Path(run), n, seed, steps, sampler, grid)
+
+
+def show(
+    source: tyro.conf.Positional[str],
+    *,
+    gif: bool = False,
+    schedule: str = "cosine",
+    steps: int = 12,
+    seed: int = 0,
+    sampler: str = "dpm++2m",
+    grid: str = "logsnr",
+    out: str | None = None,
+) -> list[Path]:
+    """Draw how data turn to noise and back: strips, schedules, and for points the paths and the score field.
+
+    Args:
+        source: folder of a trained run, or data as for inspect (then only the way to noise is drawn).
+        gif: draw an animation too.
+        schedule: of the way to noise where there is no run.
+        steps: steps of the way back.
+        seed: of the noise.
+        sampler: as for sample.
+        grid: as for sample.
+        out: folder for the pictures; by default show/ in the run, or show/ and the name of the data.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        UserError: neither a run nor data.
+    """
+    from sfumato.report.show import show
+
+    return show(source, gif=gif, schedule=schedule, steps=steps, seed=seed, method=sampler, grid=grid, out=out)
+
+
+def load(run: str | Path) -> Diffusion:
+    """Load a trained model, with its averaged weights.
+
+    Args:
+        run: folder of the run.
+
+    Raises:
+        UserError: no such run, or a damaged checkpoint.
+    """
+    from sfumato.engine.run import Run
+
+    return Run.open(Path(run)).load()[0]
