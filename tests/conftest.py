@@ -2,5 +2,5 @@
 
 import torch
 
-# The tensors of these tests are tiny: a second thread costs more than it computes, and on a busy machine six times more.
+# The tensors of these tests are tiny: a second thread costs more than it computes, six times more on a busy machine.
 torch.set_num_threads(1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.process import Gaussian
 from sfumato.rows import Estimate, row
@@ -27,6 +27,24 @@ SCHEDULES = {
     "flow": Flow(),
     "table": Table(),
 }
+
+
+class EmpiricalNetwork(nn.Module):
+    """The perfect EDM network of a finite set of points (N, D) with sigma_data = 1: ORACLES 8.
+
+    With r = sigma/alpha and y = x_t/alpha, E[x_0 | y] = sum_i softmax_i(-|y - x_i|^2 / 2 r^2) x_i.
+    """
+
+    def __init__(self, points: Tensor) -> None:
+        super().__init__()
+        self.points = points
+
+    def forward(self, x: Tensor, level: Tensor, cond: Tensor | None = None) -> Tensor:
+        r = (4 * level)[:, None].exp()
+        scale = (1 + r**2).sqrt()
+        y = x * scale
+        x0 = (-torch.cdist(y, self.points) ** 2 / (2 * r**2)).softmax(1) @ self.points
+        return (x0 - y / scale**2) * scale / r  # (x_0 - c_skip y) / c_out
 
 
 def tensor(values: object) -> Tensor:

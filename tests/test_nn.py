@@ -156,6 +156,18 @@ def test_forward_mode_and_backward_mode_derivatives_agree(
     torch.testing.assert_close((forward * v).sum(), (u * pull(v)[0]).sum())
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
+@pytest.mark.parametrize(("make", "batch"), NETWORKS)
+def test_jacobian_by_batched_forward_mode(make: Make, batch: Callable[[], tuple[Tensor, Tensor]]) -> None:
+    """As exact likelihoods need it: all directions at once, through vmap."""
+    network = awake(make()).double()
+    x, level = (v[:1].double() for v in batch())
+    basis = torch.eye(x.numel(), dtype=torch.float64).view(-1, *x.shape)
+    columns = torch.func.vmap(lambda u: torch.func.jvp(lambda x: network(x, level), (x,), (u,))[1])(basis)
+    rows = torch.func.jacrev(lambda x: network(x, level))(x).view(x.numel(), x.numel())
+    torch.testing.assert_close(columns.view(x.numel(), x.numel()).T, rows)
+
+
 def trained(make: Make, batch: Callable[[], tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     torch.manual_seed(1)
     network = make()

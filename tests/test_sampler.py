@@ -94,7 +94,7 @@ def test_ddim_is_euler_in_sigma(path):
     model = Exact(mixture(), Gaussian(EDM()))
     stops = falling(EDM(), 30)
     y = start
-    for t, s in zip(stops[:-1], stops[1:], strict=True):
+    for t, s in pairwise(stops):
         y = y + (EDM().sigma(s) - EDM().sigma(t)) * model(y, t).eps
     torch.testing.assert_close(generate(model, DDIM(), start, stops), y, rtol=1e-12, atol=1e-12)
 
@@ -118,7 +118,7 @@ def gaussian_chain(method, schedule, stops, law):
     mean, var = law.means[0], law.variances[0]
     t = stops[0]
     state = Normal(schedule.alpha(t) * mean, (schedule.alpha(t) ** 2 * var + schedule.var(t)).sqrt())
-    for t, s in zip(stops[:-1], stops[1:], strict=True):
+    for t, s in pairwise(stops):
         at_mean = method.law(model, model(state.mean[None], t), t, s)
         aside = method.law(model, model(state.mean[None] + 1, t), t, s)
         gain = (aside.mean - at_mean.mean)[0]

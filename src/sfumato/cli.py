@@ -6,19 +6,20 @@ Any other error is ours and keeps its traceback.
 
 from __future__ import annotations
 
-import functools
+import inspect
 import io
 import re
 import sys
+import types
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import tyro
 
 from sfumato import verbs
-from sfumato.errors import UserError
+from sfumato.errors import UserError, nearest
 
 __all__ = ["main"]
 
@@ -53,12 +54,15 @@ def _parse(args: Sequence[str] | None) -> Callable[[], Any]:
     Raises:
         UserError: words that are not understood.
     """
+    words = list(sys.argv[1:] if args is None else args)
+    if words and not words[0].startswith("-") and words[0] not in VERBS:
+        raise UserError(f"unknown verb '{words[0]}'{nearest(words[0], VERBS)}")
     table = {name: _later(getattr(verbs, name)) for name in VERBS}
     heard = io.StringIO()
     try:
         with redirect_stderr(heard):
             call: Callable[[], Any] = tyro.extras.subcommand_cli_from_dict(
-                table, prog="sfumato", description="Diffusion models: train on your data, draw new ones.", args=args
+                table, prog="sfumato", description="Diffusion models: train on your data, draw new ones.", args=words
             )
     except SystemExit as stop:
         if stop.code:
@@ -70,18 +74,27 @@ def _parse(args: Sequence[str] | None) -> Callable[[], Any]:
 def _later(verb: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
     """Wrap a verb so that parsing gives a call to make, and errors of the two are kept apart."""
 
-    @functools.wraps(verb)
+    arguments = {name: hint for name, hint in verb.__annotations__.items() if name != "return"}
+    bare = types.FunctionType(verb.__code__, verb.__globals__)
+    bare.__annotations__ = arguments  # tyro resolves every annotation, but the types of results are not imported yet
+
     def ask(*args: Any, **options: Any) -> Callable[[], Any]:
         return lambda: verb(*args, **options)
 
+    ask.__doc__, ask.__name__ = verb.__doc__, verb.__name__
+    ask.__annotations__ = get_type_hints(bare, include_extras=True)
+    ask.__signature__ = inspect.signature(verb)  # type: ignore[attr-defined]
     return ask
 
 
 def _one_line(box: str) -> str:
-    """Fold tyro's framed message into one line."""
-    text = re.sub(r"[╭╮╰╯│─]+", " ", box)
-    text = re.sub(r"For full helptext,? (run|see) ", "; see ", " ".join(text.split()))
-    return text.replace(" ;", ";")
+    """Fold tyro's framed message into one line: its title and the details of its guesses are left out."""
+    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
+    text = " ".join(line for line in lines if line.strip("─"))
+    text = re.sub(r" (Got errors|Argument helptext): .*?(?= For full helptext|$)", "", text)
+    text = re.sub(r" Perhaps you meant: (--[\w-]+).*?(?= For full helptext|$)", r"; did you mean \1?", text)
+    text = re.sub(r"[.;]? For full helptext,? (?:run|see):? ", "; see ", text.replace(" (required)", ""))
+    return text[:1].lower() + text[1:]
 
 
 def _print(result: Any) -> None:

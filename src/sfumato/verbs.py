@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate", "inspect", "load", "resume", "sample", "show", "train"]
 
+Data = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
+Folder = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
 Count = Annotated[int, tyro.conf.arg(aliases=["-n"])]
 Class = Annotated[str | None, tyro.conf.arg(name="class")]
 
 
-def inspect(data: tyro.conf.Positional[str]) -> Findings:
+def inspect(data: Data) -> Findings:
     """Say what is in some data: count, sizes, channels, range, classes, bad files, duplicates. Changes nothing.
 
     Args:
@@ -38,7 +40,7 @@ def inspect(data: tyro.conf.Positional[str]) -> Findings:
 
 
 def train(
-    data: tyro.conf.Positional[str],
+    data: Data,
     *,
     time: str | None = None,
     steps: int | None = None,
@@ -89,7 +91,7 @@ def train(
     return begin(**asked)
 
 
-def resume(run: tyro.conf.Positional[str | None] = None) -> Path:
+def resume(run: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="RUN")]] = None) -> Path:
     """Go on with a run that was stopped or killed, exactly where its last checkpoint left it.
 
     Args:
@@ -107,7 +109,7 @@ def resume(run: tyro.conf.Positional[str | None] = None) -> Path:
 
 
 def sample(
-    run: tyro.conf.Positional[str],
+    run: Folder,
     *,
     n: Count = 64,
     steps: int = 12,
@@ -150,7 +152,7 @@ def sample(
 
 
 def evaluate(
-    run: tyro.conf.Positional[str],
+    run: Folder,
     *,
     n: Count = 1000,
     steps: int = 12,
@@ -177,7 +179,7 @@ def evaluate(
 
 
 def show(
-    source: tyro.conf.Positional[str],
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN|DATA")]],
     *,
     gif: bool = False,
     schedule: str = "cosine",

@@ -1,0 +1,229 @@
+"""Drawing, in one style: every function here returns a picture as RGB pixels and does nothing else.
+
+Tables (strips, panels, frames of animations) are laid out in whole pixels, so that a pixel of the data is a crisp
+square. matplotlib is used through its objects alone: no pyplot, no settings shared with the caller.
+
+Points are drawn in the window [-3, 3]^2 of states, where data and noise have variance 1. The ink of a cloud is
+
+(1)  ink = 1 - exp(-density / DENSITY)
+
+with one DENSITY for all, so the same shade means the same density in every panel of every picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from sfumato.schedule import SCHEDULES, Schedule
+
+__all__ = ["WINDOW", "Pixels", "cloud", "enlarged", "field", "number", "paths", "schedules", "table", "when"]
+
+Pixels = NDArray[np.uint8]
+Floats = NDArray[np.floating]
+
+INK, GREY, PALE, BLUE, ORANGE = "#22303c", "#6b7884", "#b9c2ca", "#1f4e79", "#d55e00"
+"""Blue and orange differ in lightness too, so that no kind of colour blindness confuses them (Okabe and Ito 2008)."""
+TITLE, LABEL, SMALL = 23, 16, 14  # sizes of letters, pixels
+DPI = 128  # a power of 2, so that pixels / DPI * DPI are the same pixels
+MARGIN, GAP = 36, 10
+TOP = MARGIN + TITLE + 50  # where the space below the titles begins
+
+WINDOW = 3.0
+DENSITY = 0.1  # noise at its peak, 1 / 2 pi = 0.16, has ink 0.8
+BLUR = 0.04  # standard deviation of a drawn point, in units of the state
+
+_FADE = LinearSegmentedColormap.from_list("noise to data", [PALE, BLUE])
+
+
+class _Canvas:
+    """A white figure measured in pixels from its top left corner."""
+
+    def __init__(self, width: int, height: int, title: str, subtitle: str) -> None:
+        self.width, self.height = width, height
+        self.figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+        self._canvas = FigureCanvasAgg(self.figure)
+        self.text(MARGIN, MARGIN + TITLE, title, TITLE)
+        self.text(MARGIN, MARGIN + TITLE + 28, subtitle, LABEL, GREY)
+
+    def text(self, x: float, y: float, words: str, size: float = LABEL, colour: str = INK, **how: Any) -> None:
+        place = x / self.width, 1 - y / self.height
+        self.figure.text(*place, words, fontsize=size * 72 / DPI, color=colour, family="DejaVu Sans", **how)
+
+    def image(self, x: int, y: int, pixels: Pixels) -> None:
+        self.figure.figimage(pixels, x, self.height - y - len(pixels), origin="upper")
+
+    def axes(self, x: int, y: int, width: int, height: int) -> Axes:
+        box = (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(box, facecolor="none")
+
+    def plane(self, x: int, y: int, background: Pixels) -> Axes:
+        """Lay axes of the window of states over a cloud."""
+        self.image(x, y, background)
+        axes = self.axes(x, y, background.shape[1], background.shape[0])
+        axes.set(xlim=(-WINDOW, WINDOW), ylim=(-WINDOW, WINDOW))
+        axes.set_axis_off()
+        return axes
+
+    def pixels(self) -> Pixels:
+        self._canvas.draw()
+        return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()
+
+
+def number(value: float, digits: str) -> str:
+    """Write a number with a true minus sign, and infinity as such."""
+    return format(value, digits).replace("inf", "∞").replace("-", "−")
+
+
+def when(schedule: Schedule, t: float) -> str:
+    """Say a time and, on a second line, its logsnr."""
+    return f"t = {number(t, '.3g')}\n{number(float(schedule.logsnr(t)), '+.1f')}"
+
+
+def enlarged(picture: Pixels, side: int, most: int = 64) -> Pixels:
+    """Enlarge a picture (h, w, 3) by a whole factor until its longest side is about ``side`` pixels.
+
+    One longer than ``most`` is first thinned to every second, third, ... pixel: averaging would take the noise away.
+    """
+    longest = max(picture.shape[:2])
+    thin = -(-longest // most)
+    factor = max(1, round(side * thin / longest))
+    return picture[::thin, ::thin].repeat(factor, 0).repeat(factor, 1)
+
+
+def cloud(points: Floats, side: int, strength: float = 1.0) -> Pixels:
+    """Draw points of the plane as their density, each one a small Gaussian; equation (1).
+
+    Args:
+        points: (n, 2) in the window of states; y grows upwards.
+        side: height and width in pixels.
+        strength: share of the ink in (0, 1], less for a background.
+
+    Returns:
+        (side, side, 3).
+    """
+    edges = np.linspace(-WINDOW, WINDOW, side + 1)
+    counts = np.histogram2d(-points[:, 1], points[:, 0], bins=(edges, edges))[0]
+    width = BLUR * side / (2 * WINDOW)
+    places = np.arange(side)
+    kernel = np.exp(-0.5 * ((places[:, None] - places) / width) ** 2) / (width * np.sqrt(2 * np.pi))
+    density = kernel @ counts @ kernel / len(points) * (side / (2 * WINDOW)) ** 2
+    ink = strength * (1 - np.exp(-density / DENSITY))
+    blue = np.array([int(BLUE[k : k + 2], 16) for k in (1, 3, 5)])
+    return np.asarray((255 + ink[..., None] * (blue - 255.0)).round().astype(np.uint8))
+
+
+def table(
+    title: str,
+    subtitle: str,
+    rows: Sequence[Sequence[Pixels]],
+    heads: Sequence[str],
+    sides: Sequence[str] = (),
+    group: int = 1,
+) -> Pixels:
+    """Lay pictures out in rows and columns.
+
+    Args:
+        title: first line.
+        subtitle: second line.
+        rows: of pictures (h, w, 3), all of one size.
+        heads: above the columns.
+        sides: left of the rows; () for none.
+        group: rows that belong together; a wider gap follows them.
+    """
+    height, width = rows[0][0].shape[:2]
+    left = MARGIN + (48 if sides else 0)
+    top = TOP + 20 * (1 + max(head.count("\n") for head in heads))
+    gaps = [2 * GAP if (k + 1) % group == 0 and group > 1 else GAP for k in range(len(rows))]
+    tops = list(accumulate((height + gap for gap in gaps), initial=top))
+    lefts = [left + k * (width + GAP) for k in range(len(heads))]
+    canvas = _Canvas(lefts[-1] + width + MARGIN, tops[-1] - gaps[-1] + MARGIN, title, subtitle)
+    for x, head in zip(lefts, heads, strict=True):
+        canvas.text(x + width / 2, top - 8, head, SMALL, GREY, ha="center", va="bottom", linespacing=1.3)
+    for y, side in zip(tops, sides, strict=False):
+        canvas.text(MARGIN, y + height / 2, side, LABEL, INK, va="center_baseline")
+    for y, row in zip(tops, rows, strict=False):
+        for x, picture in zip(lefts, row, strict=True):
+            canvas.image(x, y, picture)
+    return canvas.pixels()
+
+
+def paths(title: str, subtitle: str, background: Floats, states: Floats) -> Pixels:
+    """Draw the ways of particles from noise (pale) to data (dark) over the density of the data.
+
+    Args:
+        title: first line.
+        subtitle: second line.
+        background: (n, 2) data.
+        states: (steps + 1, m, 2) the particles from noise to data.
+    """
+    side = 720
+    canvas = _Canvas(side + 2 * MARGIN, TOP + side + MARGIN, title, subtitle)
+    axes = canvas.plane(MARGIN, TOP, cloud(background, side, 0.25))
+    segments = np.stack([states[:-1], states[1:]], axis=2)  # (steps, m, 2, 2)
+    ages = np.repeat(np.linspace(0, 1, len(segments)), states.shape[1])
+    lines = LineCollection(list(segments.reshape(-1, 2, 2)), array=ages, cmap=_FADE, linewidths=0.6, capstyle="round")
+    axes.add_collection(lines)
+    axes.scatter(*states[0].T, s=4, color=PALE, linewidths=0, zorder=3)
+    axes.scatter(*states[-1].T, s=9, color=ORANGE, linewidths=0, zorder=4)
+    return canvas.pixels()
+
+
+def field(
+    title: str, subtitle: str, panels: Sequence[tuple[str, Floats, Floats, Floats]], side: int = 330
+) -> Pixels:
+    """Draw vector fields over clouds, side by side. An arrow of length v is drawn with v / (1 + v) of its cell.
+
+    Args:
+        title: first line.
+        subtitle: second line.
+        panels: for each its head, the points of its cloud (n, 2), and places (m, 2) and arrows (m, 2).
+        side: of a panel, pixels.
+    """
+    top = TOP + 40
+    width = 2 * MARGIN + len(panels) * (side + GAP) - GAP
+    canvas = _Canvas(width, top + side + MARGIN, title, subtitle)
+    for k, (head, points, places, arrows) in enumerate(panels):
+        x = MARGIN + k * (side + GAP)
+        canvas.text(x + side / 2, top - 8, head, SMALL, GREY, ha="center", va="bottom", linespacing=1.3)
+        cell = 2 * WINDOW / np.sqrt(len(places))
+        drawn = 0.95 * cell * arrows / (1 + np.linalg.norm(arrows, axis=1, keepdims=True))
+        axes = canvas.plane(x, top, cloud(points, side, 0.4))
+        axes.quiver(
+            *places.T, *drawn.T, angles="xy", scale_units="xy", scale=1, pivot="middle", color=INK,
+            width=0.0045, headwidth=4, headlength=4.5, headaxislength=4,
+        )  # fmt: skip
+    return canvas.pixels()
+
+
+def schedules(title: str, subtitle: str, own: Schedule, stops: Floats) -> Pixels:
+    """Draw alpha, sigma and logsnr of a schedule against t with its stops, and the other schedules behind it.
+
+    Args:
+        title: first line.
+        subtitle: second line.
+        own: the schedule that matters.
+        stops: (n + 1,) times of a grid.
+    """
+    width, height, gap = 360, 300, 56
+    top = TOP + 30
+    canvas = _Canvas(2 * MARGIN + 20 + 3 * width + 2 * gap, top + height + 90, title, subtitle)
+    t = np.linspace(0, 1, 401)[1:]
+    limits = {"alpha": (0.0, 1.05), "sigma": (0.0, 1.05 * max(1.0, float(own.sigma(1.0)))), "logsnr": (-10.0, 12.0)}
+    for k, (name, limit) in enumerate(limits.items()):
+        axes = canvas.axes(MARGIN + 20 + k * (width + gap), top, width, height)
+        axes.set(xlim=(0, 1), ylim=limit)
+        curves = {key: np.asarray(getattr(kind(), name)(t)) for key, kind in SCHEDULES.items()}
+        mine = next(key for key, kind in SCHEDULES.items() if type(own) is kind)
+        for key, curve in curves.items():
+            axes.plot(t, curve, color=BLUE if key == mine else PALE, linewidth=2 if key == mine else 0.8, zorder=2)
+    return canvas.pixels()

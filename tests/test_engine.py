@@ -1,0 +1,267 @@
+"""The engine: data order, average, learning rate, plan of time, records on disk."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+from oracles import EmpiricalNetwork
+
+from sfumato.data import load as load_data
+from sfumato.dist import stream
+from sfumato.engine import checkpoint
+from sfumato.engine.average import PowerAverage
+from sfumato.engine.begin import seconds_of
+from sfumato.engine.config import Config, read_config, write_config
+from sfumato.engine.progress import Plain, duration
+from sfumato.engine.run import Run, latest
+from sfumato.engine.trainer import COOL_DOWN, Trainer
+from sfumato.errors import UserError
+from sfumato.models.diffusion import Spec
+
+SPEC = Spec(network="mlp", widths=(32,), blocks=2, sigma_data=1.0)
+CONFIG = Config(data="moons", model=SPEC, batch=64, steps=12)
+
+
+@pytest.fixture(scope="module")
+def moons():
+    return load_data("moons")
+
+
+@pytest.fixture
+def quiet():
+    return Plain(every=1e9)
+
+
+def begin(folder, moons, **changes):
+    return Trainer(Run.create(folder, dataclasses.replace(CONFIG, **changes), moons), moons)
+
+
+def test_every_epoch_shows_every_example_once(tmp_path, moons):
+    trainer = begin(tmp_path / "run", moons, batch=3000)
+    rows = torch.cat([trainer.batch(k) for k in range(20)])  # 60,000 places: three epochs of 20,000
+    epochs = rows.reshape(3, 20_000)
+    for epoch in epochs:
+        assert torch.equal(epoch.sort().values, torch.arange(20_000))
+    assert not torch.equal(epochs[0], epochs[1])
+    assert torch.equal(trainer.batch(7), begin(tmp_path / "again", moons, batch=3000).batch(7))
+
+
+def test_a_batch_may_be_larger_than_the_data(tmp_path, moons):
+    few = dataclasses.replace(moons, items=moons.items[:10], labels=moons.labels[:10], fingerprint="few")
+    trainer = Trainer(Run.create(tmp_path / "run", dataclasses.replace(CONFIG, batch=25), few), few)
+    assert torch.equal(trainer.batch(0).bincount().sort().values, torch.tensor([2] * 5 + [3] * 5))
+
+
+def test_power_average_has_its_horizon():
+    """The weights' ages have the standard deviation asked for, as a share of the run (2312.02696, eq. 2 and 17)."""
+    for horizon in (0.05, 0.1, 0.2):
+        steps = 4000
+        model, average = torch.nn.Linear(1, steps, bias=False), torch.nn.Linear(1, steps, bias=False)
+        with torch.no_grad():
+            model.double().weight.zero_()
+            average.double().weight.fill_(7.0)  # nothing of the start may remain
+        keeper = PowerAverage(model, average, horizon)
+        for k in range(1, steps + 1):
+            with torch.no_grad():
+                model.weight.zero_()
+                model.weight[k - 1] = 1  # so the average holds the weight of each step
+            keeper.update(k)
+        share = average.weight[:, 0].detach()
+        time = torch.arange(1, steps + 1) / steps
+        assert float(share.sum()) == pytest.approx(1, abs=1e-12)
+        mean = (share * time).sum()
+        assert float((share * (time - mean) ** 2).sum().sqrt()) == pytest.approx(horizon, rel=2e-3)
+
+
+@pytest.mark.parametrize("horizon", [0.0, -1.0, 0.5])
+def test_impossible_averages_are_refused(horizon):
+    with pytest.raises(UserError, match="ema"):
+        PowerAverage(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1), horizon)
+
+
+def test_learning_rate_warms_up_stays_and_falls_to_nothing(tmp_path, moons):
+    trainer = begin(tmp_path / "run", moons, steps=1000, lr=2.0)
+    rates = [trainer.rate(k) for k in range(1, 1001)]
+    assert rates[0] == pytest.approx(0.02)
+    assert all(rate == 2.0 for rate in rates[100:700])
+    assert rates[-1] == pytest.approx(2.0 / 300)
+    assert all(a > b for a, b in zip(rates[701:], rates[702:], strict=False))
+
+
+class FakeClock:
+    def __init__(self, seconds_a_step):
+        self.seconds_a_step = seconds_a_step
+
+    def pace(self, step):
+        return self.seconds_a_step
+
+
+def test_a_time_becomes_steps_before_anything_depends_on_them(tmp_path, moons):
+    """While the plan may change, every rate drawn from it so far is the one the final plan gives too."""
+    trainer = begin(tmp_path / "run", moons, steps=0, seconds=100.0)
+    seen = {}
+    for k in range(1, 2000):
+        seen[k] = trainer.rate(k)
+        trainer.step, trainer.seconds = k, (0.1 * k if k < 300 else 30 + 0.2 * (k - 300))  # it slows down midway
+        trainer._plan(FakeClock(trainer.seconds / k))
+        if k == trainer.total:
+            break
+    assert trainer.step == trainer.total
+    assert 60 < trainer.seconds < 130
+    assert all(rate == trainer.rate(k) for k, rate in seen.items())
+    assert trainer.total > 300 / (1 - COOL_DOWN)
+
+
+def test_weights_of_a_timed_run_are_those_of_as_many_steps(tmp_path, moons, quiet):
+    timed = begin(tmp_path / "timed", moons, steps=0, seconds=0.5)
+    assert timed.fit(quiet)
+    counted = begin(tmp_path / "counted", moons, steps=timed.total)
+    assert counted.fit(quiet)
+    assert timed.ema.fingerprint() == counted.ema.fingerprint()
+    assert timed.model.fingerprint() == counted.model.fingerprint()
+
+
+def test_dropout_is_a_function_of_the_step(tmp_path):
+    data = load_data("digits")
+    spec = Spec(network="unet", widths=(8, 8), blocks=1, attention=(False, True), dropout=0.5, classes=10)
+    config = Config(data="digits", model=spec, batch=8, steps=3)
+    prints = []
+    for name in "ab":
+        torch.manual_seed(len(prints))  # whatever the state of the process
+        trainer = Trainer(Run.create(tmp_path / name, config, data), data)
+        before = torch.random.get_rng_state()
+        for _ in range(3):
+            trainer.advance()
+        assert torch.equal(before, torch.random.get_rng_state())
+        prints.append(trainer.model.fingerprint())
+    assert prints[0] == prints[1]
+
+
+def test_a_training_learns(tmp_path, moons, quiet):
+    """Half of the way from an output of zero to the best possible one is gone after 400 steps.
+
+    The best is the posterior mean of the training set itself (ORACLES 8), judged on the same noise.
+    """
+    trainer = begin(tmp_path / "run", moons, steps=400, batch=256, lr=3e-3)
+    trainer.fit(quiet)
+    states = moons.codec.encode(moons.test.items[:1000])
+    best, none = (copy.deepcopy(trainer.ema.denoiser) for _ in range(2))
+    best.network = EmpiricalNetwork(moons.codec.encode(moons.items[:5000]))
+    none.network = trainer.run.build().denoiser.network  # its last layer starts at zero
+    ours, least, most = (d.loss(states, rng=stream(0)).mean().item() for d in (trainer.ema.denoiser, best, none))
+    assert least < ours < (least + most) / 2
+
+
+def test_a_loss_that_is_not_finite_names_its_step(tmp_path, moons, quiet):
+    trainer = begin(tmp_path / "run", moons, steps=50)
+    trainer.advance()
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match=r"not finite at step 2 .*lower --lr"):
+        trainer.fit(quiet)
+
+
+def test_resume_of_other_data_is_refused(tmp_path, moons):
+    run = begin(tmp_path / "run", moons).run
+    with pytest.raises(UserError, match="not what this run began with"):
+        Trainer(run, load_data("ring8"))
+
+
+def test_a_killed_runs_log_is_cut_to_its_checkpoint(tmp_path, moons, quiet):
+    trainer = begin(tmp_path / "run", moons, steps=5)
+    trainer.save()
+    trainer.run.log.write_text('{"step": 0}\n{"step": 3}\n{"ste')
+    again = Trainer(trainer.run, moons)
+    again.fit(quiet)
+    steps = [json.loads(line)["step"] for line in trainer.run.log.read_text().splitlines()]
+    assert steps[0] == 0
+    assert steps[-1] == 5
+    assert 3 not in steps[:2]
+
+
+def test_checkpoints_keep_two_and_damage_is_one_line(tmp_path):
+    for step in (1, 2, 3):
+        checkpoint.save(tmp_path, step, {"a": torch.full((1000,), float(step))}, {"step": str(step)})
+    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [
+        "step-00000002.safetensors",
+        "step-00000003.safetensors",
+    ]
+    tensors, notes = checkpoint.load(tmp_path)
+    assert notes == {"step": "3"}
+    assert torch.equal(tensors["a"], torch.full((1000,), 3.0))
+    newest = checkpoint.checkpoints(tmp_path)[-1]
+    content = newest.read_bytes()
+    for cut in (len(content) // 2, 4, 0):
+        newest.write_bytes(content[:cut])
+        with pytest.raises(UserError, match="step-00000003.*damaged.*delete it, and step-00000002"):
+            checkpoint.load(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoint.load(tmp_path / "nothing")
+
+
+def test_config_round_trips_and_refuses_what_it_does_not_know(tmp_path):
+    path = tmp_path / "config.toml"
+    spec = Spec(network="unet", widths=(8, 16), blocks=2, attention=(False, True), classes=3)
+    config = Config(data="a folder", model=spec, seconds=90.5)
+    write_config(path, config)
+    assert read_config(path) == config
+    good = path.read_text()
+    for old, new, message in [
+        ("batch =", "bach =", "unknown key 'bach'; did you mean 'batch'"),
+        ("batch = 64", "batch = 'x'", "batch: 'x' is not int"),
+        ("[model]", "[model]\nwidht = 3", "unknown key 'widht'; did you mean 'widths'"),
+        ('network = "unet"', 'network = "resnet"', "'resnet' is not 'unet' or 'mlp'"),
+        ("seconds = 90.5", "seconds = 0.0", "either steps or a time"),
+        ("batch = 64", "batch = -1", "batch must be above 0"),
+        ("batch = 64", "batch = ", "not readable as TOML"),
+        ('data = "a folder"\n', "", "missing.*data"),
+    ]:
+        assert old in good
+        path.write_text(good.replace(old, new))
+        with pytest.raises(UserError, match=message):
+            read_config(path)
+    path.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        read_config(path)
+
+
+def test_runs_are_found_and_damage_named(tmp_path, moons):
+    assert latest(tmp_path / "none") is None
+    first = begin(tmp_path / "a", moons)
+    first.save()
+    assert latest(tmp_path) == tmp_path / "a"
+    with pytest.raises(UserError, match="exists; go on with"):
+        begin(tmp_path / "a", moons)
+    with pytest.raises(UserError, match="no such run; the newest there is"):
+        Run.open(tmp_path / "b")
+    (tmp_path / "a" / "data.json").write_text("{")
+    with pytest.raises(UserError, match=r"data\.json: missing or damaged"):
+        Run.open(tmp_path / "a")
+
+
+def test_weights_of_another_model_are_refused(tmp_path, moons):
+    trainer = begin(tmp_path / "a", moons)
+    trainer.save()
+    other = dataclasses.replace(SPEC, widths=(32,))
+    write_config(tmp_path / "a" / "config.toml", dataclasses.replace(CONFIG, model=other))
+    with pytest.raises(UserError, match=r"do not fit config\.toml"):
+        Run.open(tmp_path / "a").load()
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("2m", 120), ("1h30m", 5400), ("45", 45), ("1.5m", 90), ("1h1m1s", 3661)]
+)
+def test_times_are_read(text, seconds):
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "x", "0s", "-3m", "2 weeks", "m"])
+def test_no_times_are_refused(text):
+    with pytest.raises(UserError, match="is no time"):
+        seconds_of(text)
+
+
+def test_durations_read_well():
+    assert [duration(s) for s in (0.2, 45, 125, 3720)] == ["0s", "45s", "2m05s", "1h02m"]
