@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from sfumato.schedule import Flow as Flow
     from sfumato.schedule import SubVP as SubVP
     from sfumato.schedule import Table as Table
+    from sfumato.verbs import evaluate as evaluate
+    from sfumato.verbs import inspect as inspect
+    from sfumato.verbs import load as load
+    from sfumato.verbs import resume as resume
+    from sfumato.verbs import sample as sample
+    from sfumato.verbs import show as show
+    from sfumato.verbs import train as train
 
 __version__ = version("sfumato")
 
@@ -28,6 +35,7 @@ _HOME = {
     **dict.fromkeys(("VP", "Cosine", "SubVP", "VE", "EDM", "Flow", "Table"), "schedule"),
     "Gaussian": "process",
     "Denoiser": "denoise",
+    **dict.fromkeys(("train", "resume", "sample", "evaluate", "show", "inspect", "load"), "verbs"),
 }
 
 __all__ = [*_HOME, "__version__"]

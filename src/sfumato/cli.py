@@ -89,8 +89,8 @@ def _later(verb: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
 
 def _one_line(box: str) -> str:
     """Fold tyro's framed message into one line: its title and the details of its guesses are left out."""
-    lines = [line.strip("│ ") for line in box.splitlines() if line.startswith("│")]
-    text = " ".join(line for line in lines if line.strip("─"))
+    lines = [line.strip(" │") for line in box.splitlines()[1:]]
+    text = " ".join(line for line in lines if line.strip("─-╰╯"))  # without a terminal's encoding tyro draws dashes
     text = re.sub(r" (Got errors|Argument helptext): .*?(?= For full helptext|$)", "", text)
     text = re.sub(r" Perhaps you meant: (--[\w-]+).*?(?= For full helptext|$)", r"; did you mean \1?", text)
     text = re.sub(r"[.;]? For full helptext,? (?:run|see):? ", "; see ", text.replace(" (required)", ""))

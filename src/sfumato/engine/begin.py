@@ -59,7 +59,8 @@ def begin(data: str, out: str | None, **asked: Any) -> Path:
     dataset = load_data(data, resolution=asked["resolution"], skip_bad=asked["skip_bad"])
     choices = _Choices()
     config = configure(data, dataset, choices, **asked)
-    folder = RUNS / dataset.name if out is None else Path(out)
+    name = Path(data).stem if Path(data).is_file() else dataset.name
+    folder = RUNS / name if out is None else Path(out)
     run = Run.create(folder, config, dataset)
     show = watch()
     shape = "x".join(map(str, dataset.codec.dims))

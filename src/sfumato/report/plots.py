@@ -22,6 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from sfumato.schedule import SCHEDULES, Schedule
@@ -205,25 +206,68 @@ def field(
     return canvas.pixels()
 
 
-def schedules(title: str, subtitle: str, own: Schedule, stops: Floats) -> Pixels:
+def schedules(title: str, subtitle: str, own: str, stops: Floats) -> Pixels:
     """Draw alpha, sigma and logsnr of a schedule against t with its stops, and the other schedules behind it.
 
     Args:
         title: first line.
         subtitle: second line.
-        own: the schedule that matters.
+        own: name of the schedule that matters.
         stops: (n + 1,) times of a grid.
     """
-    width, height, gap = 360, 300, 56
+    width, height, gap, left = 350, 300, 70, MARGIN + 40
     top = TOP + 30
-    canvas = _Canvas(2 * MARGIN + 20 + 3 * width + 2 * gap, top + height + 90, title, subtitle)
-    t = np.linspace(0, 1, 401)[1:]
-    limits = {"alpha": (0.0, 1.05), "sigma": (0.0, 1.05 * max(1.0, float(own.sigma(1.0)))), "logsnr": (-10.0, 12.0)}
-    for k, (name, limit) in enumerate(limits.items()):
-        axes = canvas.axes(MARGIN + 20 + k * (width + gap), top, width, height)
-        axes.set(xlim=(0, 1), ylim=limit)
+    canvas = _Canvas(left + 3 * width + 2 * gap + MARGIN, top + height + 70, title, subtitle)
+    t = np.linspace(0, 1, 501)[1:]
+    loudest = max(1.0, float(SCHEDULES[own]().sigma(1.0)))
+    panels = {
+        "alpha": ("signal  $\\alpha_t$", (0.0, 1.06)),
+        "sigma": ("noise  $\\sigma_t$", (0.0, 1.06 * loudest)),
+        "logsnr": ("log SNR  $2\\,\\log\\,\\alpha_t/\\sigma_t$", (-11.0, 13.0)),
+    }
+    for k, (name, (words, limit)) in enumerate(panels.items()):
+        x = left + k * (width + gap)
+        canvas.text(x, top - 14, words)
+        canvas.text(x + width / 2, top + height + 40, "t", LABEL, GREY, ha="center")
+        axes = canvas.axes(x, top, width, height)
+        _frame(axes, limit)
         curves = {key: np.asarray(getattr(kind(), name)(t)) for key, kind in SCHEDULES.items()}
-        mine = next(key for key, kind in SCHEDULES.items() if type(own) is kind)
-        for key, curve in curves.items():
-            axes.plot(t, curve, color=BLUE if key == mine else PALE, linewidth=2 if key == mine else 0.8, zorder=2)
+        for curve in curves.values():
+            axes.plot(t, curve, color=PALE, linewidth=0.8)
+        axes.plot(t, curves[own], color=BLUE, linewidth=1.6)
+        levels = np.asarray(getattr(SCHEDULES[own](), name)(stops))
+        axes.scatter(stops, levels, s=11, color=ORANGE, edgecolor="white", linewidth=0.5, zorder=4, clip_on=False)
+        _name_curves(axes, t, curves, own, stops)
     return canvas.pixels()
+
+
+def _frame(axes: Axes, limit: tuple[float, float]) -> None:
+    axes.set(xlim=(0, 1), ylim=limit, xticks=[0, 0.25, 0.5, 0.75, 1])
+    axes.set_xticklabels(["0", "", "0.5", "", "1"])
+    axes.tick_params(colors=GREY, labelsize=SMALL * 72 / DPI, length=3, width=0.6, labelfontfamily="DejaVu Sans")
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.spines[["top", "right"]].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set(color=PALE, linewidth=0.6)
+
+
+def _name_curves(axes: Axes, t: Floats, curves: dict[str, Floats], own: str, stops: Floats) -> None:
+    """Write each curve's name where there is most room; curves that coincide share one label."""
+    low, high = axes.get_ylim()
+    heights = {key: ((curve - low) / (high - low)).clip(-1, 2) for key, curve in curves.items()}
+    groups = dict.fromkeys(tuple(b for b in curves if np.abs(heights[a] - heights[b]).max() < 0.03) for a in curves)
+    taken = [(float(x), float(y), 0.01, 0.01) for x, y in zip(stops, np.interp(stops, t, heights[own]), strict=True)]
+    for names in sorted(groups, key=lambda names: own not in names):
+        words, mine = ", ".join(names), heights[names[0]]
+        half_width, half_height = 0.012 * len(words) + 0.015, 0.035
+        others = [np.abs(mine - heights[key]) for key in curves if key not in names]
+        room = np.min([*others, mine, 1 - mine, t - half_width, 1 - half_width - t], axis=0)
+        for x, y, width, height in taken:
+            room = np.where((np.abs(t - x) < half_width + width) & (np.abs(mine - y) < half_height + height), -1, room)
+        best = int(room.argmax())
+        taken.append((float(t[best]), float(mine[best]), half_width, half_height))
+        axes.text(
+            t[best], curves[names[0]][best], words, fontsize=SMALL * 72 / DPI, ha="center", va="center",
+            color=BLUE if own in names else GREY, family="DejaVu Sans",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
