@@ -11,7 +11,7 @@ __all__ = ["contact_sheet", "dots"]
 
 Pixels = NDArray[np.uint8]
 
-CELL = 32  # smallest side of a cell in a sheet: 8x8 digits are enlarged to it
+CELL = 48  # smallest side of a cell in a sheet: 8x8 digits are enlarged to it
 SIDE = 2048  # largest side of a sheet before enlarging is given up
 
 

@@ -32,7 +32,7 @@ class _UNetSize:
 
 
 UNETS = {
-    "tiny": _UNetSize((64, 96), 2, (False, True)),
+    "tiny": _UNetSize((32, 64), 2, (False, True)),
     "small": _UNetSize((32, 64, 96), 2, (False, False, True)),
     "base": _UNetSize((64, 128, 192), 2, (False, False, True)),
 }

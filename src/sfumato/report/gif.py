@@ -36,11 +36,10 @@ def write_gif(path: Path, frames: Sequence[NDArray[np.uint8]], recipe: Mapping[s
     Raises:
         UserError: the place cannot be written.
     """
-    pictures = [Image.fromarray(frame) for frame in frames]
     every = Image.fromarray(np.concatenate(frames[:: max(1, len(frames) // 6)]))
     for colours in (128, 64, 32, 16, 8):
         palette = every.quantize(colours, Image.Quantize.MEDIANCUT)
-        first, *others = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+        first, *others = [_indexed(frame, palette) for frame in frames]
         content = io.BytesIO()
         first.save(
             content, "GIF", save_all=True, append_images=others, loop=0, optimize=False,
@@ -49,3 +48,15 @@ def write_gif(path: Path, frames: Sequence[NDArray[np.uint8]], recipe: Mapping[s
         if content.tell() < LIMIT:
             break
     return write_atomic(path, content.getvalue())
+
+
+def _indexed(frame: NDArray[np.uint8], palette: Image.Image) -> Image.Image:
+    """Return a frame in the colours of a palette, in which white is white and not the mean of the near-whites."""
+    colours = np.array(palette.getpalette()).reshape(-1, 3)
+    white = colours.sum(1).argmax()
+    colours[white] = 255
+    indices = np.array(Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE))
+    indices[(frame == 255).all(2)] = white
+    picture = Image.fromarray(indices)
+    picture.putpalette(colours.flatten().tolist())
+    return picture

@@ -1,18 +1,14 @@
-"""Show how data turn to noise and back: which states are drawn, and into which files.
+"""Show how data turn to noise and back: which pictures are drawn of a run or of data, and into which files.
 
-The way to noise is a real path of the Markov chain, each state drawn from the one before it:
+    schedule.png   alpha, sigma and logsnr against t, and the stops of the way back
+    forward.png    the way to noise, and forward.gif
+    reverse.png    the way back of a run's samples, state and estimate, and reverse.gif
+    score.png      the score field of a run on points
+    paths.png      the ways of its particles
 
-(1)  x at t_{k+1} ~ q(x_{t_{k+1}} | x_{t_k}),    0 = t_0 < t_1 < ... < t_K = 1
-
-Its times advance the angle whose tangent is the noise level in equal steps,
-
-(2)  tan(angle_k) = sigma(t_k) / alpha(t_k),    angle_k = k/K angle_K
-
-because x_t / sqrt(alpha^2 + sigma^2) = cos(angle) x_0 + sin(angle) eps: every step changes as much of what is seen,
-whatever the schedule. (Equal steps of logsnr would spend most of them where the eye sees data or noise alone.) That
-quotient is also what is drawn; for variance preserving schedules it is x_t itself.
-
-All is a function of the weights and the seed. For points that do not lie in a plane only the schedule is drawn.
+A state is drawn divided by sqrt(alpha^2 + sigma^2), its size if the data have variance 1; for variance preserving
+schedules that is 1. All is a function of the weights and the seed. Of points that do not lie in a plane only the
+schedule is drawn.
 """
 
 from __future__ import annotations
@@ -20,9 +16,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +30,7 @@ from sfumato import __version__
 from sfumato.data import NAMES, Codec, Dataset
 from sfumato.data import load as load_data
 from sfumato.denoise import Given
-from sfumato.dist import Rng, stream
+from sfumato.dist import stream
 from sfumato.engine.generate import Way
 from sfumato.engine.run import Run
 from sfumato.errors import UserError, choose
@@ -46,79 +41,24 @@ from sfumato.process import Gaussian, spread
 from sfumato.report import plots
 from sfumato.report.gif import write_gif
 from sfumato.report.plots import Pixels
+from sfumato.report.states import Stop, even_times, evenly, forward_path, way_back
 from sfumato.rows import input_scale
 from sfumato.sampler import sampler
-from sfumato.schedule import SCHEDULES, Schedule
+from sfumato.schedule import SCHEDULES, as_time
 
-__all__ = ["Stop", "even_times", "forward_path", "show", "way_back"]
+__all__ = ["show"]
 
 FRAMES = 40  # steps of the way to noise, and at least as many of an animated way back
-COLUMNS, PANELS = 8, 5  # steps of a strip of pictures, and of a row of clouds; both divide FRAMES
-PICTURES, POINTS, PARTICLES, LINES = 8, 20_000, 2048, 160  # how many are drawn, of each kind
+STRIP, CLOUDS = 8, 5  # steps of a strip of pictures, and of a row of clouds; both divide FRAMES
+PICTURES, POINTS, PARTICLES = 8, 20_000, 2048  # how many are drawn
+LINES, TANGLES = 160, 12  # paths drawn, if smooth and if a stochastic sampler shakes them
 VALUES = 230_000  # in a strip at most: noise cannot be compressed, and the file shall stay small
-WIDE = 64  # pixels; what is wider is thinned to every second, third, ... pixel, as averaging would take the noise away
-CELL, FRAME_CELL, CLOUD, FRAME_CLOUD = 100, 64, 200, 300  # sides, pixels
-LEVELS = (2.0, 0.8, 0.3, 0.1)  # sigma/alpha at which the score is drawn
-ARROWS = 21  # along each side of the field
+WIDE = 64  # what is wider is thinned to every second, third, ... pixel: averaging would take the noise away
+CELL, CLOUD, SMALL_CELL, SMALL_CLOUD = 100, 200, 64, 280  # sides in pixels, the small ones of animations
+LEVELS = (2.0, 0.8, 0.3, 0.1)  # sigma / alpha at which the score is drawn
+ARROWS = 15  # along each side of the field
 PICK, WALK, FIELD = range(3)  # what a stream is for
-
-
-def even_times(schedule: Schedule, steps: int) -> Tensor:
-    """Return steps + 1 times from 0 to 1, float64, between which the picture changes evenly; equation (2)."""
-    last = math.atan(math.exp(-float(schedule.logsnr(1.0)) / 2))
-    angles = last * torch.arange(1, steps, dtype=torch.float64) / steps
-    inner = schedule.time(-2 * angles.tan().log())
-    return torch.cat([inner.new_zeros(1), inner, inner.new_ones(1)])
-
-
-def forward_path(process: Gaussian, x_0: Tensor, stops: Tensor, rng: Rng = None) -> list[Tensor]:
-    """Walk from data to noise; equation (1).
-
-    Args:
-        process: the forward process.
-        x_0: (B, ...) data.
-        stops: (K+1,) rising times, the first one 0.
-        rng: where the noise comes from.
-
-    Returns:
-        K + 1 states (B, ...), the first one ``x_0``.
-    """
-    path = [x_0]
-    for s, t in pairwise(stops):
-        path.append(process.transition(path[-1], s, t).sample(rng))
-    return path
-
-
-@dataclass(frozen=True)
-class Stop:
-    """A stop of the way back with what the model sees from there.
-
-    Attributes:
-        t: the time.
-        x: (B, ...) the state.
-        x0: (B, ...) the estimate of the data made from it; at t = 0 the state itself.
-    """
-
-    t: float
-    x: Tensor
-    x0: Tensor
-
-
-def way_back(model: Diffusion, n: int, way: Way) -> list[Stop]:
-    """Return the stops of samples 0 .. n - 1, batch by batch as :meth:`Diffusion.states` makes them.
-
-    Fewer than a batch are made alone, so they equal those of ``sfumato sample`` up to rounding only.
-    """
-    parts = [
-        list(model.trajectory(range(k, min(k + model.batch, n)), **asdict(way))) for k in range(0, n, model.batch)
-    ]
-    stops = []
-    for here, after in pairwise([*zip(*parts, strict=True), None]):
-        x = torch.cat([state.x for state in here]).cpu()
-        # A state carries the estimate it was made from: the one made here is found in the next.
-        x0 = x if after is None else torch.cat([state.x0 for state in after]).cpu()
-        stops.append(Stop(here[0].t, x, x0))
-    return stops
+SLOW = ("paths.png", "reverse.gif")  # what is drawn in steps small enough for the eye
 
 
 @dataclass(frozen=True)
@@ -127,11 +67,11 @@ class _Subject:
 
     Attributes:
         name: for the titles.
-        codec: of its data.
-        schedule: name of the schedule.
+        codec: of the data.
+        schedule: its name.
         way: how samples are drawn.
         dataset: the data; None if they are gone.
-        model: None if data alone are shown.
+        model: None where data alone are shown.
         recipe: what every picture carries.
     """
 
@@ -152,60 +92,77 @@ class _Subject:
         return self.codec.kind == "points"
 
     @property
-    def visible(self) -> bool:
-        """Whether states can be drawn."""
-        return not self.points or self.codec.dims == (2,)
+    def start(self) -> str:
+        """What the way to noise starts from."""
+        return "data" if self.dataset is not None else "samples"
 
     @property
-    def count(self) -> int:
-        """Pictures, each in a row of its own, in a strip."""
-        channels, height, width = self.codec.dims
-        values = channels * min(height, WIDE) * min(width, WIDE) * (COLUMNS + 1)
-        return min(max(VALUES // values, 2), PICTURES)
+    def drawn(self) -> str:
+        """A sentence to end a subtitle with where a state is not drawn as it is."""
+        schedule, t = self.process.schedule, torch.linspace(0, 1, 11)
+        preserving = bool((input_scale(schedule, as_time(t), 1.0) - 1).abs().max() < 1e-6)
+        return "" if preserving else ".  Drawn: $x_t/\\sqrt{\\alpha_t^2+\\sigma_t^2}$"
+
+    @property
+    def slow_way(self) -> Way:
+        """The way back in steps small enough for the eye."""
+        return replace(self.way, steps=max(self.way.steps, FRAMES))
+
+    @cached_property
+    def stops(self) -> list[float]:
+        """Times of the way to noise."""
+        return even_times(self.process.schedule, FRAMES).tolist()
+
+    @cached_property
+    def forward(self) -> list[Tensor]:
+        """States at ``stops``."""
+        rng = stream(self.way.seed, WALK)
+        start = self.states(POINTS if self.points else PICTURES)
+        return forward_path(self.process, start, torch.tensor(self.stops, dtype=torch.float64), rng)
+
+    @cached_property
+    def slow(self) -> list[Stop]:
+        """Stops of ``slow_way``."""
+        return self.back(self.slow_way)
+
+    def back(self, way: Way) -> list[Stop]:
+        """Return the stops of a way back of as many samples as are drawn."""
+        assert self.model is not None
+        return way_back(self.model, PARTICLES if self.points else PICTURES, way)
 
     def states(self, n: int, label: int | None = None) -> Tensor:
-        """Return about ``n`` states at t = 0, of one class or spread over all: data, or samples if those are gone."""
+        """Return up to n states at t = 0, of one class or spread over all; samples if the data are gone."""
         if self.dataset is None:
             assert self.model is not None
-            how = asdict(self.way) | {"label": label}
+            how = asdict(replace(self.way, label=label))
             return torch.cat(list(self.model.states(min(n, PARTICLES), **how)))
         order = torch.randperm(len(self.dataset.items), generator=stream(self.way.seed, PICK))
         if self.dataset.labels is not None:
             labels = self.dataset.labels[order]
             order = order[labels.argsort(stable=True)] if label is None else order[labels == label]
         chosen = order[torch.linspace(0, len(order) - 1, min(n, len(order))).long()]
-        return self.dataset.codec.encode(self.dataset.items[chosen])
-
-    @cached_property
-    def stops(self) -> Tensor:
-        """Times of the way to noise."""
-        return even_times(self.process.schedule, FRAMES)
-
-    @cached_property
-    def forward(self) -> list[Tensor]:
-        """States of the way to noise."""
-        start = self.states(POINTS if self.points else PICTURES)
-        return forward_path(self.process, start, self.stops, stream(self.way.seed, WALK))
-
-    @cached_property
-    def slow(self) -> list[Stop]:
-        """The way back in steps small enough for the eye."""
-        assert self.model is not None
-        way = asdict(self.way) | {"steps": max(self.way.steps, FRAMES)}
-        return way_back(self.model, PARTICLES if self.points else PICTURES, Way(**way))
-
-    def cell(self, x: Tensor, t: float, columns: int = 1, side: int = CELL) -> Pixels:
-        """Draw states (n, *dims) of one time: pictures of about ``side`` pixels in columns, or a cloud of points."""
-        shown = self.scaled(x, t)
-        if self.points:
-            return plots.cloud(shown.numpy(), side)
-        shown = shown[..., :: -(-x.shape[-2] // WIDE), :: -(-x.shape[-1] // WIDE)]
-        return plots.enlarged(self.codec.picture(self.codec.decode(shown), columns), side * columns)
+        return self.codec.encode(self.dataset.items[chosen])
 
     def scaled(self, x: Tensor, t: float) -> Tensor:
-        """Return states divided by sqrt(alpha^2 + sigma^2)."""
-        scale = input_scale(self.process.schedule, torch.tensor(t, dtype=torch.float64), 1.0)
-        return x / spread(scale, x)
+        """Return states as they are drawn."""
+        return x / spread(input_scale(self.process.schedule, as_time(t), 1.0), x)
+
+    def cell(self, x: Tensor, t: float, small: bool = False) -> Pixels:
+        """Draw states (n, *dims) of one time: pictures below each other (two rows if small), or a cloud of points."""
+        shown = self.scaled(x, t)
+        if self.points:
+            return plots.cloud(shown.numpy(), SMALL_CLOUD if small else CLOUD)
+        shown = shown[..., :: -(-x.shape[-2] // WIDE), :: -(-x.shape[-1] // WIDE)]
+        columns = -(-len(x) // 2) if small else 1
+        sheet = self.codec.picture(self.codec.decode(shown), columns)
+        return plots.enlarged(sheet, (SMALL_CELL if small else CELL) * columns)
+
+    def fit(self, x: Tensor, most: int, often: int) -> Tensor:
+        """Return the first pictures, ``most`` or what a strip can hold if each is drawn so often; all points."""
+        if self.points:
+            return x
+        channels, height, width = self.codec.dims
+        return x[: min(most, max(VALUES // (channels * min(height, WIDE) * min(width, WIDE) * often), 1))]
 
 
 def show(
@@ -219,17 +176,17 @@ def show(
         gif: draw animations too.
         schedule: name of the schedule where there is no run.
         steps: steps of the way back.
-        seed: of the noise, and of which data are shown.
+        seed: of the noise, and of the choice of data.
         method: name of the sampler.
         grid: name of the grid.
-        out: folder, by default show/ in the run, or show/ and the name of the data.
+        out: folder; by default show/ in the run, or show/ and the name of the data.
 
     Returns:
         The files.
 
     Raises:
-        UserError: neither run nor data, an unknown name, or a file in the folder that has a picture's name and is
-            not one of ours. Nothing is written then.
+        UserError: neither a run nor data, an unknown name, or a file of a picture's name that is not one of ours;
+            nothing is written then.
     """
     way = Way(seed=seed, steps=steps, method=method, grid=grid)
     sampler(method)
@@ -238,38 +195,168 @@ def show(
         subject, folder = _of_run(run, way), run.folder / "show"
     else:
         choose("schedule", schedule, SCHEDULES)
-        dataset = load_data(source)
-        subject, folder = _of_data(dataset, schedule, way), Path("show") / dataset.name
+        subject = _of_data(load_data(source), schedule, way)
+        folder = Path("show") / subject.name
     folder = folder if out is None else Path(out)
-    drawers = {
-        name: draw
-        for name, (draw, needs) in _DRAWERS.items()
-        if all(getattr(subject, need) for need in needs) and (gif or not name.endswith(".gif"))
-    }
+    drawers = _drawers(subject, gif)
     for name in drawers:
         _refuse_foreign(folder / name)
     drawn = {name: draw(subject) for name, draw in drawers.items()}
-    return [_write(folder / name, picture, subject.recipe) for name, picture in drawn.items()]
+    written = []
+    for name, picture in drawn.items():
+        recipe = subject.recipe | asdict(subject.slow_way if name in SLOW else way) | {"picture": name}
+        if isinstance(picture, list):
+            written.append(write_gif(folder / name, picture, recipe))
+        else:
+            written.append(write_png(folder / name, picture, recipe))
+    return written
 
 
 def _is_run(source: str) -> bool:
     try:
         return source not in NAMES and (Path(source) / "config.toml").is_file()
-    except OSError:  # a name too long for a path; what it is instead, the data will say
+    except OSError:  # too long for a path; what it is instead, the data will say
         return False
 
 
 def _of_run(run: Run, way: Way) -> _Subject:
     model, notes = run.load()
     config = run.config
-    dataset: Dataset | None = None
+    dataset: Dataset | None
     try:
         dataset = load_data(config.data, resolution=config.resolution or None, skip_bad=config.skip_bad)
-    except UserError:  # the data are gone, or no longer what they were: the model's samples stand in
-        pass
-    if dataset is not None and dataset.fingerprint != run.data["fingerprint"]:
+    except UserError:
         dataset = None
-    recipe = {"run": run.folder.name, "data": run.data["name"], "weights": model.fingerprint()}
-    recipe |= {"step": int(notes["step"]), "schedule": config.model.schedule}
-    recipe |= {"start": "samples" if dataset is None else "data"}
-    return _subject(run.folder.name, model.codec, config.model.schedule, way, dataset, model, recipe)
+    if dataset is not None and dataset.fingerprint != run.data["fingerprint"]:
+        dataset = None  # no longer what it was: as good as gone
+    recipe = {
+        "sfumato": __version__,
+        "run": run.folder.name,
+        "data": run.data["name"],
+        "weights": model.fingerprint(),
+        "step": int(notes["step"]),
+        "schedule": config.model.schedule,
+        "start": "samples" if dataset is None else "data",
+    }
+    return _Subject(run.folder.name, model.codec, config.model.schedule, way, dataset, model, recipe)
+
+
+def _of_data(dataset: Dataset, schedule: str, way: Way) -> _Subject:
+    recipe = {"sfumato": __version__, "data": dataset.name, "fingerprint": dataset.fingerprint, "schedule": schedule}
+    return _Subject(dataset.name, dataset.codec, schedule, way, dataset, None, recipe)
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise a UserError unless there is no such file, or it is a picture that carries a recipe."""
+    if not path.exists():
+        return
+    try:
+        with Image.open(path) as picture:
+            recipe = json.loads(picture.info.get("sfumato") or picture.info.get("comment") or "")
+            if "sfumato" in recipe:
+                return
+    except (OSError, ValueError, TypeError):
+        pass
+    raise UserError(f"{path}: exists and is not a picture made by sfumato; move it, or choose another --out")
+
+
+def _drawers(subject: _Subject, gif: bool) -> dict[str, Callable[[_Subject], Pixels | list[Pixels]]]:
+    """Return what can be drawn of a subject, by file name; the last is the one to look at first."""
+    drawers: dict[str, Callable[[_Subject], Pixels | list[Pixels]]] = {"schedule.png": _schedule}
+    if subject.points and subject.codec.dims != (2,):
+        return drawers
+    if subject.points and subject.model is not None:
+        drawers |= {"score.png": _score, "paths.png": _paths}
+    drawers |= {"forward.png": _forward} | ({"forward.gif": _forward_frames} if gif else {})
+    if subject.model is not None:
+        drawers |= {"reverse.png": _reverse} | ({"reverse.gif": _reverse_frames} if gif else {})
+    return drawers
+
+
+def _schedule(subject: _Subject) -> Pixels:
+    way, schedule = subject.way, subject.process.schedule
+    stops = times(way.grid, way.steps, schedule)
+    subtitle = f"Points: the {len(stops)} stops of the way back in {way.steps} steps on the {way.grid} grid"
+    return plots.schedules(f"The {subject.schedule} schedule", subtitle, subject.schedule, stops.numpy())
+
+
+def _forward(subject: _Subject) -> Pixels:
+    stops, path = subject.stops, subject.forward
+    every = FRAMES // (CLOUDS if subject.points else STRIP)
+    shown = list(zip(stops, path, strict=True))[::every]
+    cells = [subject.cell(subject.fit(x, PICTURES, len(shown)), t) for t, x in shown]
+    return plots.table(
+        f"{subject.name}: from {subject.start} to noise{'' if subject.dataset else ' (the data are gone)'}",
+        f"One path of the Markov chain, step by step.  Below t: log SNR{subject.drawn}",
+        [cells],
+        [plots.when(subject.process.schedule, t) for t, _ in shown],
+    )
+
+
+def _reverse(subject: _Subject) -> Pixels:
+    way, stops = subject.way, subject.back(subject.way)
+    shown = evenly(stops, subject.process.schedule, CLOUDS if subject.points else STRIP)
+    rows = [[(stop.x, stop.t) for stop in shown], [(stop.x0, 0.0) for stop in shown]]
+    return plots.table(
+        f"{subject.name}: from noise to samples",
+        f"{way.method}, {way.steps} steps, {way.grid} grid.  Above: the state; below: what the model sees in it"
+        + subject.drawn,
+        [[subject.cell(subject.fit(x, PICTURES // 2, 2 * len(shown)), t) for x, t in row] for row in rows],
+        [plots.when(subject.process.schedule, stop.t) for stop in shown],
+        ["$x_t$", "$\\hat{x}_0$"],
+    )
+
+
+def _forward_frames(subject: _Subject) -> list[Pixels]:
+    return [_frame(subject, t, {"": (x, t)}) for t, x in zip(subject.stops, subject.forward, strict=True)]
+
+
+def _reverse_frames(subject: _Subject) -> list[Pixels]:
+    return [
+        _frame(subject, stop.t, {"state": (stop.x, stop.t), "estimate of the data": (stop.x0, 0.0)})
+        for stop in subject.slow
+    ]
+
+
+def _frame(subject: _Subject, t: float, parts: dict[str, tuple[Tensor, float]]) -> Pixels:
+    title, subtitle = plots.when(subject.process.schedule, t).split("\n")
+    cells = [subject.cell(x, time, small=True) for x, time in parts.values()]
+    return plots.table(title, f"log SNR {subtitle}", [cells], list(parts), least=0)
+
+
+def _paths(subject: _Subject) -> Pixels:
+    count = TANGLES if sampler(subject.way.method).stochastic else LINES
+    states = np.stack([subject.scaled(stop.x[:count], stop.t).numpy() for stop in subject.slow])
+    return plots.paths(
+        f"{subject.name}: paths of {count} particles",
+        f"from noise (pale) to samples (orange), over the density of the {subject.start}{subject.drawn}",
+        subject.states(POINTS).numpy(),
+        states,
+    )
+
+
+def _score(subject: _Subject) -> Pixels:
+    """Draw the score at a few noise levels; of the first class, if the model has classes."""
+    model = subject.model
+    assert model is not None
+    schedule = subject.process.schedule
+    data = subject.states(POINTS, 0 if model.classes else None)
+    axis = torch.linspace(-1, 1, ARROWS) * plots.WINDOW * (1 - 1 / ARROWS)
+    places = torch.cartesian_prod(axis, axis)
+    given = Given(model.denoiser, torch.zeros(len(places), dtype=torch.long) if model.classes else None)
+    panels = []
+    for k, level in enumerate(LEVELS):
+        t = float(schedule.time(-2 * math.log(level)))
+        noisy = subject.process.marginal(data, t).sample(stream(subject.way.seed, FIELD, k))
+        scale = input_scale(schedule, as_time(t), 1.0).float()
+        with torch.no_grad():
+            arrows = given(places * scale, t).score * schedule.sigma(t).float()
+        head = plots.when(schedule, t)
+        panels.append((head, subject.scaled(noisy, t).numpy(), places.numpy(), arrows.numpy()))
+    of = f" of class {model.classes[0]}" if model.classes else ""
+    return plots.field(
+        f"{subject.name}: the score{of}",
+        "Arrows: $\\nabla\\log\\,p(x_t)$ by the model, times $\\sigma_t$.  Blue: the density of noisy "
+        f"{subject.start}.  Below t: log SNR{subject.drawn}",
+        panels,
+    )
