@@ -43,7 +43,7 @@ class EmpiricalNetwork(nn.Module):
         r = (4 * level)[:, None].exp()
         scale = (1 + r**2).sqrt()
         y = x * scale
-        x0 = (-torch.cdist(y, self.points) ** 2 / (2 * r**2)).softmax(1) @ self.points
+        x0 = (-(torch.cdist(y, self.points) ** 2) / (2 * r**2)).softmax(1) @ self.points
         return (x0 - y / scale**2) * scale / r  # (x_0 - c_skip y) / c_out
 
 

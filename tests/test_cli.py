@@ -7,7 +7,6 @@ import re
 import struct
 import subprocess
 import sys
-import zlib
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ import torch
 from PIL import Image
 
 import sfumato
+from pictures import png_bytes
 from sfumato import cli, verbs
 from sfumato.cli import main
 from sfumato.engine.checkpoint import checkpoints
@@ -57,13 +57,6 @@ def everything(folder):
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def png_of_size(width, height):
-    """A PNG file with an honest header of any size and no pixels."""
-    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    return b"\x89PNG\r\n\x1a\n" + chunk
-
-
 def truncated_jpeg():
     content = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(content, "JPEG")
@@ -76,7 +69,7 @@ def truncated_jpeg():
         ("cut.jpg", truncated_jpeg()),
         ("text.png", b"this is no picture\n"),
         ("empty.png", b""),
-        ("huge.png", png_of_size(60_000, 60_000)),
+        ("huge.png", png_bytes(60_000, 60_000, 8, 2, b"")),
     ],
 )
 def test_a_bad_picture_among_good_ones(capsys, here, name, content):

@@ -3,11 +3,12 @@
 import copy
 import dataclasses
 import json
+from itertools import pairwise
 
 import pytest
 import torch
-from oracles import EmpiricalNetwork
 
+from oracles import EmpiricalNetwork
 from sfumato.data import load as load_data
 from sfumato.dist import stream
 from sfumato.engine import checkpoint
@@ -87,7 +88,7 @@ def test_learning_rate_warms_up_stays_and_falls_to_nothing(tmp_path, moons):
     assert rates[0] == pytest.approx(0.02)
     assert all(rate == 2.0 for rate in rates[100:700])
     assert rates[-1] == pytest.approx(2.0 / 300)
-    assert all(a > b for a, b in zip(rates[701:], rates[702:], strict=False))
+    assert all(a > b for a, b in pairwise(rates[701:]))
 
 
 class FakeClock:
@@ -195,7 +196,7 @@ def test_checkpoints_keep_two_and_damage_is_one_line(tmp_path):
     content = newest.read_bytes()
     for cut in (len(content) // 2, 4, 0):
         newest.write_bytes(content[:cut])
-        with pytest.raises(UserError, match="step-00000003.*damaged.*delete it, and step-00000002"):
+        with pytest.raises(UserError, match=r"step-00000003.*damaged.*delete it, and step-00000002"):
             checkpoint.load(tmp_path)
     with pytest.raises(UserError, match="no checkpoint"):
         checkpoint.load(tmp_path / "nothing")

@@ -1,5 +1,7 @@
 """Samplers against exact laws: declared order against measured, exact chains, determinism, refusals."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from scipy.integrate import solve_ivp

@@ -24,6 +24,7 @@ from sfumato.schedule import Schedule
 __all__ = ["GRIDS", "Grid", "karras", "logsnr", "times", "trailing", "uniform"]
 
 Grid = Callable[[int, Schedule], Tensor]
+"""(n, schedule) -> (n+1,) strictly falling times."""
 
 R_MIN = 0.02
 """Lowest noise level before 0: about three grey levels of 256 in data of unit scale. Chosen by bench/grids.py."""
@@ -39,6 +40,11 @@ def uniform(n: int, schedule: Schedule) -> Tensor:
 def trailing(n: int, schedule: Schedule, steps: int = 1000) -> Tensor:
     """Return every (steps/n)-th time of a chain, counted from its end (Lin et al. 2305.08891, table 2).
 
+    Args:
+        n: number of steps of the way back.
+        schedule: not used: a chain's times do not depend on it.
+        steps: of the chain.
+
     Raises:
         UserError: more stops than the chain has steps.
     """
@@ -53,7 +59,13 @@ def logsnr(n: int, schedule: Schedule) -> Tensor:
 
 
 def karras(n: int, schedule: Schedule, rho: float = 7.0) -> Tensor:
-    """Return stops equally spaced in r^(1/rho); equation (2)."""
+    """Return stops equally spaced in r^(1/rho); equation (2).
+
+    Args:
+        n: number of steps of the way back.
+        schedule: of the process.
+        rho: 1 for equal spacing in r; the larger, the more stops lie at low noise.
+    """
     return _by_noise(n, schedule, lambda r: r ** (1 / rho), lambda u: u**rho)
 
 
@@ -70,6 +82,7 @@ def _by_noise(
 
 
 GRIDS: dict[str, Grid] = {"uniform": uniform, "logsnr": logsnr, "karras": karras, "trailing": trailing}
+"""The grids by name."""
 
 
 def times(grid: str | Sequence[float] | Tensor, n: int, schedule: Schedule) -> Tensor:

@@ -48,13 +48,26 @@ class Process(Protocol):
     """What turns data into noise: conditionals for times 0 <= s < t <= 1."""
 
     def transition(self, x_s: Tensor, s: Time, t: Time) -> Normal:
-        """Return q(x_t | x_s), one step of noise."""
+        """Return q(x_t | x_s), one step of noise.
+
+        Args:
+            x_s: (B, ...) state at time ``s``.
+            s: earlier time.
+            t: later time.
+        """
 
     def marginal(self, x_0: Tensor, t: Time) -> Normal:
         """Return q(x_t | x_0), all steps at once."""
 
     def posterior(self, x_t: Tensor, x_0: Tensor, t: Time, s: Time) -> Normal:
-        """Return q(x_s | x_t, x_0), one step back when the data are known."""
+        """Return q(x_s | x_t, x_0), one step back when the data are known.
+
+        Args:
+            x_t: (B, ...) state at time ``t``.
+            x_0: (B, ...) data.
+            t: later time.
+            s: earlier time.
+        """
 
     def prior(self, like: Tensor) -> Normal:
         """Return the law at t = 1 from which the way back starts."""

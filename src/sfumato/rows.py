@@ -35,7 +35,13 @@ Row = tuple[Tensor, Tensor]
 
 
 def input_scale(schedule: Schedule, t: Tensor, sigma_data: float) -> Tensor:
-    """Return the standard deviation of x_t, sqrt(alpha^2 sd^2 + sigma^2); EDM's 1/c_in."""
+    """Return the standard deviation of x_t, sqrt(alpha^2 sd^2 + sigma^2); EDM's 1/c_in.
+
+    Args:
+        schedule: of the process.
+        t: times, float64.
+        sigma_data: the data's standard deviation sd.
+    """
     return (schedule.alpha(t).square() * sigma_data**2 + schedule.var(t)).sqrt()
 
 
@@ -56,7 +62,13 @@ ROWS: dict[str, Callable[[Schedule, Tensor, float], Row]] = {
 
 
 def row(name: str, schedule: Schedule, t: Tensor, sigma_data: float = 1.0) -> Row:
-    """Return row ``name`` at times ``t``; equation (1).
+    """Return a row; equation (1).
+
+    Args:
+        name: a key of :data:`ROWS`.
+        schedule: of the process.
+        t: times, float64.
+        sigma_data: the data's standard deviation, for "edm".
 
     Raises:
         UserError: an unknown name.

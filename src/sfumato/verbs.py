@@ -84,11 +84,10 @@ def train(
     Raises:
         UserError: bad data, an impossible choice, or a folder that exists.
     """
-    from sfumato.engine.begin import begin
-
     asked = dict(locals())
-    del asked["begin"]
-    return begin(**asked)
+    from sfumato.engine.begin import Asked, begin
+
+    return begin(Asked(**asked))
 
 
 def resume(run: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="RUN")]] = None) -> Path:

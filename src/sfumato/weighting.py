@@ -35,10 +35,23 @@ class Law(Protocol):
     """How often each time is drawn in training."""
 
     def times(self, n: int, schedule: Schedule, sigma_data: float, rng: torch.Generator | None) -> Tensor:
-        """Draw ``n`` times in (0, 1], float64, stratified: one in each n-th part of the law."""
+        """Draw times in (0, 1], float64, stratified: one in each n-th part of the law.
+
+        Args:
+            n: how many.
+            schedule: of the process.
+            sigma_data: the data's standard deviation.
+            rng: CPU generator.
+        """
 
     def density(self, t: Tensor, schedule: Schedule, sigma_data: float) -> Tensor:
-        """Return p(t)."""
+        """Return p(t).
+
+        Args:
+            t: times in (0, 1), float64.
+            schedule: of the process.
+            sigma_data: the data's standard deviation.
+        """
 
 
 def _strata(n: int, rng: torch.Generator | None) -> Tensor:

@@ -28,6 +28,7 @@ FASHION_CLASSES = (
     "Bag",
     "Ankle boot",
 )
+"""Names of the ten classes, in the order of their labels."""
 
 _FASHION_FOLDER = Path(os.sep, "usr", "share", "datasets", "fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts its four files."""

@@ -48,6 +48,7 @@ MAX_BYTES = 4 * 2**30
 """No array larger than this is made, whatever a header says."""
 
 Array = NDArray[Any]
+"""Any numpy array."""
 T = TypeVar("T")
 
 
@@ -118,7 +119,13 @@ class Kind(Protocol):
     def choose(
         self, sizes: Mapping[tuple[int, ...], int], channels: Mapping[str, int], resolution: int | None
     ) -> tuple[tuple[int, ...], list[str]]:
-        """The common shape of all items, and notes that give the reason."""
+        """The common shape of all items, and notes that give the reason.
+
+        Args:
+            sizes: how many items have each shape.
+            channels: how many items have each kind of channels.
+            resolution: longest side asked for, or None.
+        """
 
     def fit(self, item: Item, dims: tuple[int, ...]) -> Array:
         """Bring one item to the common shape."""
@@ -151,7 +158,13 @@ class Source:
 def array_reader(
     values: Array, labels: Sequence[str] | None = None, convert: Callable[[Array], Array] = np.asarray
 ) -> Reader:
-    """Reader of the rows of an array, each passed through `convert` when its turn comes."""
+    """Reader of the rows of an array.
+
+    Args:
+        values: (N, ...).
+        labels: N class names, or None.
+        convert: what each row is passed through when its turn comes.
+    """
 
     def read(use: Callable[[Item], T]) -> Iterator[T | Fault]:
         for index, value in enumerate(values):
@@ -178,6 +191,12 @@ def in_order(names: set[str]) -> tuple[str, ...]:
 
 def check_bytes(what: str, shape: Sequence[int], itemsize: int, way_out: str) -> None:
     """Refuse an array that is too large, before it is made.
+
+    Args:
+        what: the array, for the error.
+        shape: of the array.
+        itemsize: bytes of one number.
+        way_out: what the user can do.
 
     Raises:
         UserError: it would take more than `MAX_BYTES`.

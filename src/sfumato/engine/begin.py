@@ -18,7 +18,7 @@ from sfumato.engine.trainer import Trainer
 from sfumato.errors import UserError, choose
 from sfumato.models.diffusion import Spec
 
-__all__ = ["begin", "configure", "device_of", "go_on", "seconds_of"]
+__all__ = ["Asked", "Choices", "begin", "configure", "device_of", "go_on", "seconds_of"]
 
 RUNS = Path("runs")
 Size = Literal["tiny", "small", "base"]
@@ -33,7 +33,7 @@ class _UNetSize:
 
 UNETS = {
     "tiny": _UNetSize((32, 64), 2, (False, True)),
-    "small": _UNetSize((32, 64, 96), 2, (False, False, True)),
+    "small": _UNetSize((32, 64, 128), 2, (False, False, True)),
     "base": _UNetSize((64, 128, 192), 2, (False, False, True)),
 }
 """U-Nets by size; bench/network_speed.py measured them."""
@@ -41,26 +41,63 @@ MLPS = {"tiny": (128, 3), "small": (256, 4), "base": (512, 6)}
 """Width and depth of the networks for points."""
 
 
-class _Choices:
+LEARNING_RATES = {
+    "tiny": (2e-3, "small networks bear large steps"),
+    "small": (1e-3, "stable at this size"),
+    "base": (5e-4, "stable at this size"),
+}
+"""Learning rates by size, and why."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments of ``sfumato.verbs.train``, which explains them; None where the choice is ours."""
+
+    data: str
+    time: str | None
+    steps: int | None
+    size: Size | None
+    classes: bool
+    out: str | None
+    seed: int
+    batch: int | None
+    lr: float | None
+    resolution: int | None
+    skip_bad: bool
+    schedule: str
+    parameterisation: str
+    precision: Literal["fp32", "bf16"] | None
+    device: str | None
+    save_every: float
+
+
+class Choices:
     """Collects what was chosen, and says it."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def take(self, name: str, asked: Any, chosen: Any, reason: str) -> Any:
-        """Return what was asked for, or else what is chosen; note which, and why."""
+        """Note a choice and return it.
+
+        Args:
+            name: of what is chosen.
+            asked: what the user wants, or None.
+            chosen: what is taken if the user does not say.
+            reason: for that.
+        """
         value = chosen if asked is None else asked
-        self.lines.append(f"  {name:<10} {value!s:<12} {reason if asked is None else 'as asked'}")
+        self.lines.append(f"  {name:<10} {value!s:<8} {reason if asked is None else 'as asked'}")
         return value
 
 
-def begin(data: str, out: str | None, **asked: Any) -> Path:
+def begin(asked: Asked) -> Path:
     """Start a run and train it to its end; see ``sfumato.verbs.train``."""
-    dataset = load_data(data, resolution=asked["resolution"], skip_bad=asked["skip_bad"])
-    choices = _Choices()
-    config = configure(data, dataset, choices, **asked)
-    name = Path(data).stem if Path(data).is_file() else dataset.name
-    folder = RUNS / name if out is None else Path(out)
+    dataset = load_data(asked.data, resolution=asked.resolution, skip_bad=asked.skip_bad)
+    choices = Choices()
+    config = configure(dataset, asked, choices)
+    name = Path(asked.data).stem if Path(asked.data).is_file() else dataset.name
+    folder = RUNS / name if asked.out is None else Path(asked.out)
     run = Run.create(folder, config, dataset)
     show = watch()
     shape = "x".join(map(str, dataset.codec.dims))
@@ -95,81 +132,77 @@ def _train(run: Run, dataset: Dataset, show: Any) -> Path:
     return run.folder
 
 
-def configure(
-    data: str,
-    dataset: Dataset,
-    choices: _Choices,
-    *,
-    time: str | None,
-    steps: int | None,
-    size: Size | None,
-    classes: bool,
-    seed: int,
-    batch: int | None,
-    lr: float | None,
-    resolution: int | None,
-    skip_bad: bool,
-    schedule: str,
-    parameterisation: str,
-    precision: Literal["fp32", "bf16"] | None,
-    device: str | None,
-    save_every: float,
-) -> Config:
+def configure(dataset: Dataset, asked: Asked, choices: Choices) -> Config:
     """Return the config of a run: what was asked for, and choices for the rest.
+
+    Args:
+        dataset: the data that were asked for, loaded.
+        asked: what was asked for.
+        choices: collects what is chosen, and why.
 
     Raises:
         UserError: something impossible was asked for.
     """
-    if classes and not dataset.classes:
-        raise UserError(f"'{data}' has no classes; leave --classes out, or sort the files into a folder for each class")
-    if time is not None and steps is not None:
-        raise UserError("give either --time or --steps, not both")
-    if steps is not None and steps < 1:
-        raise UserError(f"--steps must be at least 1, got {steps}")
-    where, why = device_of(device)
-    choices.take("device", device, where, why)
-    values = dataset.codec.dims
+    if asked.classes and not dataset.classes:
+        raise UserError(
+            f"'{asked.data}' has no classes; leave --classes out, or sort the files into a folder for each class"
+        )
+    device, why = device_of(asked.device)
+    choices.take("device", asked.device, device, why)
+    dims = dataset.codec.dims
     points = dataset.codec.kind == "points"
-    little = points or values[-1] * values[-2] <= 16 * 16
-    if steps is None:
-        reason = "two minutes are enough for data this small" if little else "ten minutes give a first good model"
-        seconds = seconds_of(choices.take("time", time, "2m" if little else "10m", reason))
-    else:
-        seconds = 0.0
-        choices.take("steps", steps, steps, "")
-    size = choices.take(
-        "size", size, "tiny" if little else "small", f"for {'x'.join(map(str, values))} values in minutes on a CPU"
-    )
-    batch = choices.take("batch", batch, 256 if points else 128, "keeps both cores busy; larger ones only wait longer")
-    lr = choices.take("lr", lr, 1e-3 if size == "tiny" else 5e-4, "the most that stays stable at this size")
-    precision = choices.take("precision", precision, *_precision(where, points))
+    little = points or dims[-1] * dims[-2] <= 16 * 16
+    steps, seconds = _length(asked, little, choices)
+    shape = "x".join(map(str, dims))
+    size = choices.take("size", asked.size, "tiny" if little else "small", f"learns {shape} in minutes on a CPU")
+    batch = choices.take("batch", asked.batch, 256 if points else 128, "keeps two cores busy; more only waits longer")
+    lr = choices.take("lr", asked.lr, *LEARNING_RATES[size])
+    precision = choices.take("precision", asked.precision, *_precision(device, points))
     sigma_data = float(dataset.codec.encode(dataset.items[:10_000]).std())
-    choices.take("sigma_data", None, f"{sigma_data:.3f}", "measured: the data's standard deviation")
-    count = len(dataset.classes) if classes else 0
-    model = _spec(size, points, count, schedule, parameterisation, sigma_data, precision)
+    choices.take("sigma_data", None, round(sigma_data, 4), "the data's standard deviation, measured")
+    model = Spec(
+        **_network(size, points),
+        classes=len(dataset.classes) if asked.classes else 0,
+        schedule=asked.schedule,
+        parameterisation=asked.parameterisation,
+        weighting=asked.parameterisation,
+        sigma_data=sigma_data,
+        precision=precision,
+    )
     model.build(dataset.codec)  # refuses what cannot work, before anything is written
     return Config(
-        data=data, model=model, resolution=resolution or 0, skip_bad=skip_bad, seed=seed, batch=batch, lr=lr,
-        steps=steps or 0, seconds=seconds, save_every=save_every, device=where,
-    )  # fmt: skip
+        data=asked.data,
+        model=model,
+        resolution=asked.resolution or 0,
+        skip_bad=asked.skip_bad,
+        seed=asked.seed,
+        batch=batch,
+        lr=lr,
+        steps=steps,
+        seconds=seconds,
+        save_every=asked.save_every,
+        device=device,
+    )
 
 
-def _spec(
-    size: str, points: bool, classes: int, schedule: str, parameterisation: str, sigma_data: float, precision: Any
-) -> Spec:
-    common: dict[str, Any] = {
-        "classes": classes,
-        "schedule": schedule,
-        "parameterisation": parameterisation,
-        "weighting": parameterisation,
-        "sigma_data": sigma_data,
-        "precision": precision,
-    }
+def _length(asked: Asked, little: bool, choices: Choices) -> tuple[int, float]:
+    """Return the steps and seconds of a run; one of them is 0."""
+    if asked.time is not None and asked.steps is not None:
+        raise UserError("give either --time or --steps, not both")
+    if asked.steps is not None:
+        if asked.steps < 1:
+            raise UserError(f"--steps must be at least 1, got {asked.steps}")
+        return int(choices.take("steps", asked.steps, 0, "")), 0.0
+    chosen, why = ("2m", "enough for data this small") if little else ("10m", "enough for a first good model")
+    return 0, seconds_of(choices.take("time", asked.time, chosen, why))
+
+
+def _network(size: str, points: bool) -> dict[str, Any]:
     if points:
         width, depth = choose("size", size, MLPS)
-        return Spec(network="mlp", widths=(width,), blocks=depth, **common)
+        return {"network": "mlp", "widths": (width,), "blocks": depth}
     unet = choose("size", size, UNETS)
-    return Spec(network="unet", widths=unet.widths, blocks=unet.blocks, attention=unet.attention, **common)
+    return {"network": "unet", "widths": unet.widths, "blocks": unet.blocks, "attention": unet.attention}
 
 
 def device_of(asked: str | None) -> tuple[str, str]:

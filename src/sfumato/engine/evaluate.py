@@ -97,6 +97,14 @@ class Evaluation:
 def evaluate(folder: Path, n: int, seed: int, steps: int, method: str, grid: str) -> Evaluation:
     """Draw samples of a run and compare them with its data; writes evaluation.json into the run.
 
+    Args:
+        folder: of the run.
+        n: how many samples.
+        seed: of their noise.
+        steps: of the sampler.
+        method: name of the sampler.
+        grid: name of the grid.
+
     Raises:
         UserError: the run is none, or its data are gone or have no held-out part.
     """

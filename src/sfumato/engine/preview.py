@@ -18,7 +18,16 @@ COUNT, COLUMNS = 32, 4
 
 
 def preview(run: Run, models: Mapping[str, Diffusion], step: int) -> Path:
-    """Draw the same 32 samples of each model side by side into the run's samples folder, and return the picture."""
+    """Draw the same 32 samples of each model side by side into the run's samples folder.
+
+    Args:
+        run: whose samples.
+        models: by name, from left to right.
+        step: of the training, for the name of the file.
+
+    Returns:
+        The picture.
+    """
     pictures = [model.codec.picture(model.sample(COUNT, seed=run.config.seed), COLUMNS) for model in models.values()]
     gap = np.full((pictures[0].shape[0], 8, 3), 255, np.uint8)
     joined = np.concatenate([part for picture in pictures for part in (picture, gap)][:-1], axis=1)

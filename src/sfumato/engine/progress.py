@@ -15,7 +15,13 @@ class Watch(Protocol):
     """Who is told how the work goes."""
 
     def update(self, done: int, total: int, text: str) -> None:
-        """Show that ``done`` of ``total`` steps are done."""
+        """Show how far the work is.
+
+        Args:
+            done: steps done.
+            total: steps in all.
+            text: what else there is to say, such as the time left.
+        """
 
     def say(self, line: str) -> None:
         """Print one line that stays."""

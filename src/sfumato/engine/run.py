@@ -53,6 +53,11 @@ class Run:
     def create(folder: Path, config: Config, dataset: Dataset) -> Run:
         """Make the folder of a new run.
 
+        Args:
+            folder: which must not exist.
+            config: of the run.
+            dataset: that it is trained on.
+
         Raises:
             UserError: the folder exists.
         """
@@ -107,6 +112,12 @@ class Run:
 
 def restore(model: Diffusion, tensors: dict[str, Any], prefix: str, where: Path) -> None:
     """Load the tensors whose names begin with ``prefix`` into a model.
+
+    Args:
+        model: that takes them.
+        tensors: by name.
+        prefix: "model." or "ema.".
+        where: they came from, for the error.
 
     Raises:
         UserError: they are those of another model.

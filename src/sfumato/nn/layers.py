@@ -17,6 +17,7 @@ from torch import Tensor, nn
 __all__ = ["AFTER_SILU", "Attention", "Conditioning", "channel_norm", "started"]
 
 AFTER_SILU = 1.6765
+"""Gain that brings silu of unit noise back to unit scale, 1 / sqrt(E[silu(z)^2])."""
 HEAD_WIDTH = 32
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)

@@ -57,7 +57,14 @@ class Ancestral:
         return self.law(model, estimate, t, s).sample(rng), estimate, None
 
     def law(self, model: Model, estimate: Estimate, t: Tensor, s: Tensor) -> Normal:
-        """Return p_theta(x_s | x_t); equations (1) and (2)."""
+        """Return p_theta(x_s | x_t); equations (1) and (2).
+
+        Args:
+            model: whose process it is.
+            estimate: the model's at ``t``.
+            t: time of the state.
+            s: earlier time.
+        """
         q = model.process
         step = q.posterior(estimate.x_t, estimate.x0, t, s)
         if self.variance == "optimal":

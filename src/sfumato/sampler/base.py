@@ -39,12 +39,26 @@ class Sampler(Protocol):
         """Whether steps draw noise; then ``order`` is that of the law (weak order)."""
 
     def init(self, model: Model, x: Tensor, t: Tensor) -> Any:
-        """Return the memory before the first step from ``x`` (B, ...) at time ``t``."""
+        """Return the memory before the first step.
+
+        Args:
+            model: what estimates the data.
+            x: (B, ...) state at the start.
+            t: its time.
+        """
 
     def step(
         self, model: Model, x: Tensor, t: Tensor, s: Tensor, memory: Any, rng: Rng
     ) -> tuple[Tensor, Estimate, Any]:
         """Go from ``x`` at ``t`` to the earlier time ``s``.
+
+        Args:
+            model: what estimates the data.
+            x: (B, ...) state.
+            t: its time.
+            s: the grid's next time.
+            memory: what ``init`` or the step before returned.
+            rng: where noise comes from, if the sampler is stochastic.
 
         Returns:
             The new state, the estimate made at ``t``, and the memory for the next step.
