@@ -139,7 +139,7 @@ def test_run_on_points(moons: Path, tmp_path: Path) -> None:
     other.write_text("mine")
     written = show(str(moons), **HOW | {"out": str(tmp_path), "gif": True})
     assert [path.name for path in written] == [
-        "schedule.png", "score.png", "paths.png", "forward.png", "forward.gif", "reverse.png", "reverse.gif",
+        "schedule.png", "score.png", "paths.png", "forward.png", "forward.gif", "reverse.png", "reverse.gif", "both.png",
     ]  # fmt: skip
     model, _ = Run.open(moons).load()
     for path in written:
@@ -161,12 +161,13 @@ def test_same_call_same_bytes_and_new_seed_new_pictures(digits: Path) -> None:
         "forward.gif",
         "reverse.png",
         "reverse.gif",
+        "both.png",
     ]
     assert {path.parent for path in written} == {digits / "show"}
     first = [path.read_bytes() for path in written]
     assert [path.read_bytes() for path in show(str(digits), **HOW | {"gif": True})] == first
     last = show(str(digits), **HOW | {"seed": 1})[-1]
-    assert recipe(last)["seed"] == 1 and last.read_bytes() != first[3]
+    assert recipe(last)["seed"] == 1 and last.read_bytes() != first[-1]
 
 
 def test_gif_plays_for_ever_and_rests_on_the_last_frame(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ def contact_sheet(items: Pixels, columns: int | None = None) -> Pixels:
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     factor = max(1, min(-(-CELL // max(height, width)), SIDE // max(rows * height, columns * width)))
-    colour = items[:, :3].astype(np.float32)
+    colour: NDArray[np.floating] = items[:, :3].astype(np.float32)
     if channels == 4:
-        colour = 255 - (255 - colour) * (items[:, 3:].astype(np.float32) / 255)
+        colour = 255 - (255 - colour) * (items[:, 3:] / 255)
     cells = np.full((rows * columns, height * factor + 2, width * factor + 2, 3), 255, np.uint8)
     large = colour.round().astype(np.uint8).repeat(factor, 2).repeat(factor, 3)
     cells[:count, 1:-1, 1:-1] = np.moveaxis(large, 1, 3)

@@ -27,7 +27,7 @@ from scipy.ndimage import gaussian_filter
 
 from sfumato.schedule import SCHEDULES, Schedule
 
-__all__ = ["WINDOW", "Pixels", "cloud", "enlarged", "field", "number", "paths", "schedules", "table", "when"]
+__all__ = ["WINDOW", "Pixels", "cloud", "enlarged", "field", "number", "paths", "schedules", "stacked", "table", "when"]
 
 Pixels = NDArray[np.uint8]
 """A picture, (h, w, 3), RGB 0 to 255."""
@@ -266,3 +266,9 @@ def _name_curves(axes: Axes, t: Floats, curves: dict[str, Floats], own: str, sto
             color=BLUE if own in names else GREY, family="DejaVu Sans",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )  # fmt: skip
+
+
+def stacked(pictures: Sequence[Pixels]) -> Pixels:
+    """Put pictures below each other, the narrower ones filled up with white on the right."""
+    width = max(picture.shape[1] for picture in pictures)
+    return np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1]), (0, 0)), constant_values=255) for p in pictures])

@@ -3,6 +3,7 @@
     schedule.png   alpha, sigma and logsnr against t, and the stops of the way back
     forward.png    the way to noise, and forward.gif
     reverse.png    the way back of a run's samples, state and estimate, and reverse.gif
+    both.png       some of both ways in one picture
     score.png      the score field of a run on points
     paths.png      the ways of its particles
 
@@ -50,7 +51,7 @@ __all__ = ["show"]
 
 FRAMES = 40  # steps of the way to noise, and at least as many of an animated way back
 STRIP, CLOUDS = 8, 5  # steps of a strip of pictures, and of a row of clouds; both divide FRAMES
-PICTURES, POINTS, PARTICLES = 8, 20_000, 2048  # how many are drawn
+PICTURES, BOTH, POINTS, PARTICLES = 8, 3, 20_000, 2048  # how many are drawn
 LINES, TANGLES = 160, 12  # paths drawn, if smooth and if a stochastic sampler shakes them
 VALUES = 230_000  # in a strip at most: noise cannot be compressed, and the file shall stay small
 WIDE = 64  # what is wider is thinned to every second, third, ... pixel: averaging would take the noise away
@@ -270,6 +271,7 @@ def _drawers(subject: _Subject, gif: bool) -> dict[str, Callable[[_Subject], Pix
     drawers |= {"forward.png": _forward} | ({"forward.gif": _forward_frames} if gif else {})
     if subject.model is not None:
         drawers |= {"reverse.png": _reverse} | ({"reverse.gif": _reverse_frames} if gif else {})
+        drawers |= {"both.png": _both}
     return drawers
 
 
@@ -280,11 +282,11 @@ def _schedule(subject: _Subject) -> Pixels:
     return plots.schedules(f"The {subject.schedule} schedule", subtitle, subject.schedule, stops.numpy())
 
 
-def _forward(subject: _Subject) -> Pixels:
+def _forward(subject: _Subject, most: int = PICTURES) -> Pixels:
     stops, path = subject.stops, subject.forward
     every = FRAMES // (CLOUDS if subject.points else STRIP)
     shown = list(zip(stops, path, strict=True))[::every]
-    cells = [subject.cell(subject.fit(x, PICTURES, len(shown)), t) for t, x in shown]
+    cells = [subject.cell(subject.fit(x, most, len(shown)), t) for t, x in shown]
     return plots.table(
         f"{subject.name}: from {subject.start} to noise{'' if subject.dataset else ' (the data are gone)'}",
         f"One path of the Markov chain, step by step.  Below t: log SNR{subject.drawn}",
@@ -293,7 +295,7 @@ def _forward(subject: _Subject) -> Pixels:
     )
 
 
-def _reverse(subject: _Subject) -> Pixels:
+def _reverse(subject: _Subject, most: int = PICTURES // 2) -> Pixels:
     way, stops = subject.way, subject.back(subject.way)
     shown = evenly(stops, subject.process.schedule, CLOUDS if subject.points else STRIP)
     rows = [[(stop.x, stop.t) for stop in shown], [(stop.x0, 0.0) for stop in shown]]
@@ -301,10 +303,14 @@ def _reverse(subject: _Subject) -> Pixels:
         f"{subject.name}: from noise to samples",
         f"{way.method}, {way.steps} steps, {way.grid} grid.  Above: the state; below: what the model sees in it"
         + subject.drawn,
-        [[subject.cell(subject.fit(x, PICTURES // 2, 2 * len(shown)), t) for x, t in row] for row in rows],
+        [[subject.cell(subject.fit(x, most, 2 * len(shown)), t) for x, t in row] for row in rows],
         [plots.when(subject.process.schedule, stop.t) for stop in shown],
         ["$x_t$", "$\\hat{x}_0$"],
     )
+
+
+def _both(subject: _Subject) -> Pixels:
+    return plots.stacked([_forward(subject, BOTH), _reverse(subject, BOTH)])
 
 
 def _forward_frames(subject: _Subject) -> list[Pixels]:
