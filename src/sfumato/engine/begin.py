@@ -33,7 +33,7 @@ class _UNetSize:
 
 UNETS = {
     "tiny": _UNetSize((32, 64), 2, (False, True)),
-    "small": _UNetSize((32, 64, 128), 2, (False, False, True)),
+    "small": _UNetSize((32, 64, 96), 2, (False, False, True)),
     "base": _UNetSize((64, 128, 192), 2, (False, False, True)),
 }
 """U-Nets by size; bench/network_speed.py measured them."""
@@ -41,8 +41,10 @@ MLPS = {"tiny": (128, 3), "small": (256, 4), "base": (512, 6)}
 """Width and depth of the networks for points."""
 
 
+FEW = 10_000
+"""Below so many examples a network learns them by heart within minutes, unless dropout slows it."""
 LEARNING_RATES = {
-    "tiny": (2e-3, "small networks bear large steps"),
+    "tiny": (1e-3, "stable at this size"),
     "small": (1e-3, "stable at this size"),
     "base": (5e-4, "stable at this size"),
 }
@@ -155,13 +157,16 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices) -> Config:
     steps, seconds = _length(asked, little, choices)
     shape = "x".join(map(str, dims))
     size = choices.take("size", asked.size, "tiny" if little else "small", f"learns {shape} in minutes on a CPU")
-    batch = choices.take("batch", asked.batch, 256 if points else 128, "keeps two cores busy; more only waits longer")
+    batch = choices.take("batch", asked.batch, *_batch(points, little))
     lr = choices.take("lr", asked.lr, *LEARNING_RATES[size])
     precision = choices.take("precision", asked.precision, *_precision(device, points))
+    few = len(dataset.items) < FEW and not points
+    dropout = choices.take("dropout", None, 0.1 if few else 0.0, "few examples" if few else "enough examples")
     sigma_data = float(dataset.codec.encode(dataset.items[:10_000]).std())
     choices.take("sigma_data", None, round(sigma_data, 4), "the data's standard deviation, measured")
     model = Spec(
         **_network(size, points),
+        dropout=dropout,
         classes=len(dataset.classes) if asked.classes else 0,
         schedule=asked.schedule,
         parameterisation=asked.parameterisation,
@@ -195,6 +200,12 @@ def _length(asked: Asked, little: bool, choices: Choices) -> tuple[int, float]:
         return int(choices.take("steps", asked.steps, 0, "")), 0.0
     chosen, why = ("2m", "enough for data this small") if little else ("10m", "enough for a first good model")
     return 0, seconds_of(choices.take("time", asked.time, chosen, why))
+
+
+def _batch(points: bool, little: bool) -> tuple[int, str]:
+    if points:
+        return 256, "points are cheap"
+    return (128, "small pictures: fewer would leave cores idle") if little else (64, "more steps in the same time")
 
 
 def _network(size: str, points: bool) -> dict[str, Any]:

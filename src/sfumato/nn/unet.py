@@ -1,4 +1,4 @@
-"""The image network: a U-Net whose every choice was taken by measured speed (`bench/network_speed.py`).
+"""The image network: a U-Net whose choices were measured (`bench/network_speed.py`).
 
 Tensors stay in channels-last memory, where convolutions are fastest; the norm is a layer norm over channels, which
 needs no copy there; all blocks' modulations come from one matrix product.
@@ -113,7 +113,7 @@ class Stage(nn.Module):
 
 
 class Block(nn.Module):
-    """x + conv2(drop(silu(film(conv1(silu(norm(x))))))). A second norm, before film, costs 7% and gains nothing."""
+    """x + conv2(drop(silu(film(conv1(silu(norm(x))))))). A second norm, before film, cost up to 7% for nothing."""
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
