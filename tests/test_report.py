@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from sfumato.data import load
+from sfumato.data import picture as clouds
 from sfumato.dist import stream
 from sfumato.engine.config import Config
 from sfumato.engine.generate import Way
@@ -105,11 +106,11 @@ def test_evenly_keeps_the_ends_and_no_stop_twice(moons: Path) -> None:
 
 def test_cloud_shows_the_density() -> None:
     points = torch.randn(200_000, 2, generator=stream(0)).numpy() * 0.5
-    peak = 1 / (2 * math.pi * (0.25 + plots.BLUR**2))
-    ink = 1 - plots.cloud(points, 61)[30, 30] / 255
+    peak = 1 / (2 * math.pi * (0.25 + clouds.BLUR**2))
+    ink = 1 - clouds.cloud(points, 61)[30, 30] / 255
     blue = np.array([0x1F, 0x4E, 0x79]) / 255
-    np.testing.assert_allclose(ink, (1 - blue) * (1 - math.exp(-peak / plots.DENSITY)), atol=0.02)
-    corner = plots.cloud(np.array([[2.0, 2.5]]), 61)
+    np.testing.assert_allclose(ink, (1 - blue) * (1 - math.exp(-peak / clouds.DENSITY)), atol=0.02)
+    corner = clouds.cloud(np.array([[2.0, 2.5]]), 61)
     assert corner[:10, 45:].min() < 200 and corner[30:].min() == 255  # y grows upwards
 
 
@@ -139,7 +140,8 @@ def test_run_on_points(moons: Path, tmp_path: Path) -> None:
     other.write_text("mine")
     written = show(str(moons), **HOW | {"out": str(tmp_path), "gif": True})
     assert [path.name for path in written] == [
-        "schedule.png", "score.png", "paths.png", "forward.png", "forward.gif", "reverse.png", "reverse.gif", "both.png",
+        "schedule.png", "score.png", "paths.png", "forward.png", "forward.gif", "reverse.png", "reverse.gif",
+        "both.png",
     ]  # fmt: skip
     model, _ = Run.open(moons).load()
     for path in written:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfumato.data.picture import dots
+from sfumato.data.picture import cloud
 from sfumato.data.source import Array, Fault, Item, Look, Source, check_bytes, name_of
 from sfumato.errors import UserError
 from sfumato.files import write_atomic
@@ -97,8 +97,9 @@ class PointsCodec:
         return [write_atomic(folder / "points.csv", "\n".join([*lines, ""]).encode())]
 
     def picture(self, items: Tensor, columns: int | None = None) -> NDArray[np.uint8]:
-        """Density of points within three standard deviations of the data, (256, 256, 3); ``columns`` has no meaning."""
-        return dots(self.encode(items).numpy())
+        """Cloud of the first two coordinates of points, (256, 256, 3); ``columns`` has no meaning."""
+        states = self.encode(items).numpy()[:, :2]
+        return cloud(np.pad(states, ((0, 0), (0, 2 - states.shape[1]))), 256)
 
     def log_volume(self) -> float:
         """-D log c: added to log p(state) it gives log p per unit of the user's space."""

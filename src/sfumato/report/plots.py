@@ -3,11 +3,7 @@
 Tables (strips, panels, frames of animations) are laid out in whole pixels, so that a pixel of the data is a crisp
 square. matplotlib is used through its objects alone: no pyplot, no settings shared with the caller.
 
-Points are drawn in a window of the space of states, where data and noise have variance 1. The ink of a cloud is
-
-(1)  ink = 1 - exp(-density / DENSITY)
-
-with one DENSITY for all, so the same shade means the same density in every panel of every picture.
+Points are drawn in a window of the space of states, where data and noise have variance 1.
 """
 
 from __future__ import annotations
@@ -23,27 +19,20 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
+from sfumato.data.picture import BLUE, BLUR, WINDOW, Pixels, cloud
 from sfumato.schedule import SCHEDULES, Schedule
 
-__all__ = ["WINDOW", "Pixels", "cloud", "enlarged", "field", "number", "paths", "schedules", "stacked", "table", "when"]
+__all__ = ["enlarged", "field", "number", "paths", "schedules", "stacked", "table", "when"]
 
-Pixels = NDArray[np.uint8]
-"""A picture, (h, w, 3), RGB 0 to 255."""
 Floats = NDArray[np.floating]
 
-INK, GREY, PALE, BLUE, ORANGE = "#22303c", "#6b7884", "#b9c2ca", "#1f4e79", "#d55e00"
+INK, GREY, PALE, ORANGE = "#22303c", "#6b7884", "#b9c2ca", "#d55e00"
 """Blue and orange differ in lightness too, so that no kind of colour blindness confuses them (Okabe and Ito 2008)."""
 TITLE, LABEL, SMALL = 23, 16, 14  # sizes of letters, pixels
 DPI = 128  # a power of 2, so that pixels / DPI * DPI are the same pixels
 MARGIN, GAP = 36, 10
 TOP = MARGIN + TITLE + 50  # where the space below the titles begins
-
-WINDOW = 3.25
-"""Clouds show [-WINDOW, WINDOW]^2: one coordinate of noise in a thousand lies outside."""
-DENSITY = 0.1  # noise at its peak, 1 / 2 pi = 0.16, has ink 0.8
-BLUR = 0.04  # standard deviation of a drawn point: fine enough for the bands of the moons, 0.06
 
 _FADE = LinearSegmentedColormap.from_list("noise to data", [PALE, BLUE])
 
@@ -96,29 +85,6 @@ def enlarged(picture: Pixels, width: int) -> Pixels:
     """Enlarge a picture (h, w, 3) by the whole factor that brings it next to a width."""
     factor = max(1, round(width / picture.shape[1]))
     return picture.repeat(factor, 0).repeat(factor, 1)
-
-
-def cloud(points: Floats, side: int, window: float = WINDOW, strength: float = 1.0, blur: float = BLUR) -> Pixels:
-    """Draw points of the plane as their density, each one a small Gaussian; equation (1).
-
-    Args:
-        points: (n, 2); y grows upwards.
-        side: height and width in pixels.
-        window: what is within [-window, window]^2 is drawn.
-        strength: a factor of the ink, less than 1 for what others are drawn over.
-        blur: standard deviation of a drawn point, in units of the state.
-
-    Returns:
-        (side, side, 3).
-    """
-    pixel = 2 * window / side
-    bins = np.floor((points * [1, -1] + window) / pixel).astype(np.int64)
-    bins = bins[((bins >= 0) & (bins < side)).all(1)]
-    counts = np.bincount(bins @ [1, side], minlength=side**2).reshape(side, side)  # ten times faster than histogram2d
-    density = gaussian_filter(counts.astype(np.float32), blur / pixel, mode="constant") / (len(points) * pixel**2)
-    ink = (1 - np.exp(-density / DENSITY)) * strength
-    blue = np.array([int(BLUE[k : k + 2], 16) for k in (1, 3, 5)])
-    return np.asarray((255 + ink[..., None] * (blue - 255.0)).round().astype(np.uint8))
 
 
 def table(

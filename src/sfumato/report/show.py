@@ -30,18 +30,18 @@ from torch import Tensor
 from sfumato import __version__
 from sfumato.data import NAMES, Codec, Dataset
 from sfumato.data import load as load_data
+from sfumato.data.picture import WINDOW, Pixels, cloud
 from sfumato.denoise import Given
 from sfumato.dist import stream
 from sfumato.engine.generate import Way
 from sfumato.engine.run import Run
-from sfumato.errors import UserError, choose
+from sfumato.errors import UserError, choose, nearest
 from sfumato.files import write_png
 from sfumato.grid import times
 from sfumato.models.diffusion import Diffusion
 from sfumato.process import Gaussian, spread
 from sfumato.report import plots
 from sfumato.report.gif import write_gif
-from sfumato.report.plots import Pixels
 from sfumato.report.states import Stop, even_times, evenly, forward_path, way_back
 from sfumato.rows import input_scale
 from sfumato.sampler import sampler
@@ -152,7 +152,7 @@ class _Subject:
         """Draw states (n, *dims) of one time: pictures below each other (two rows if small), or a cloud of points."""
         shown = self.scaled(x, t)
         if self.points:
-            return plots.cloud(shown.numpy(), SMALL_CLOUD if small else CLOUD)
+            return cloud(shown.numpy(), SMALL_CLOUD if small else CLOUD)
         shown = shown[..., :: -(-x.shape[-2] // WIDE), :: -(-x.shape[-1] // WIDE)]
         columns = -(-len(x) // 2) if small else 1
         sheet = self.codec.picture(self.codec.decode(shown), columns)
@@ -195,6 +195,8 @@ def show(
         run = Run.open(Path(source))
         subject, folder = _of_run(run, way), run.folder / "show"
     else:
+        if source not in NAMES and not Path(source).exists():
+            raise UserError(f"no run, data set or path '{source}'{nearest(source, NAMES)}")
         choose("schedule", schedule, SCHEDULES)
         subject = _of_data(load_data(source), schedule, way)
         folder = Path("show") / subject.name
@@ -347,7 +349,7 @@ def _score(subject: _Subject) -> Pixels:
     assert model is not None
     schedule = subject.process.schedule
     data = subject.states(POINTS, 0 if model.classes else None)
-    axis = torch.linspace(-1, 1, ARROWS) * plots.WINDOW * (1 - 1 / ARROWS)
+    axis = torch.linspace(-1, 1, ARROWS) * WINDOW * (1 - 1 / ARROWS)
     places = torch.cartesian_prod(axis, axis)
     given = Given(model.denoiser, torch.zeros(len(places), dtype=torch.long) if model.classes else None)
     panels = []
