@@ -123,6 +123,9 @@ def go_on(run: str | None) -> Path:
 def _train(run: Run, dataset: Dataset, show: Any) -> Path:
     try:
         trainer = Trainer(run, dataset)
+        if trainer.finished:
+            show.say(f"{run.folder}: finished before, at step {trainer.step}")
+            return run.folder
         if trainer.step:
             show.say(f"{run.folder}: going on at step {trainer.step} of {trainer.total}")
         if not trainer.fit(show):

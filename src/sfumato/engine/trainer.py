@@ -97,25 +97,29 @@ class Trainer:
         with Interrupt() as interrupt:
             while self.step < self.total and not interrupt:
                 losses.append(self.advance())
-                self.seconds = clock.now
-                self._plan(clock)
+                self.seconds, pace = clock.now, clock.pace(self.step)
+                self._plan(pace)
                 if self.seconds - logged >= 1 or self.step == self.total:
-                    self._log(losses, watch, clock)
+                    self._log(losses, watch, pace)
                     losses, logged = [], self.seconds
-                if self.seconds - shown >= max(10.0, self._seconds_in_all(clock) / 8):
+                if self.seconds - shown >= max(10.0, self._seconds_in_all(pace) / 8):
                     self._preview(watch)
                     shown = clock.now
                 if self.seconds - saved >= self.config.save_every:
                     self.save()
                     saved = clock.now
-        if self.step == self.total:
-            self.finish()
-        path = self.save()
-        if interrupt:
-            watch.say(f"stopped at step {self.step}, saved {path}")
-        else:
-            self._preview(watch)
-        return not interrupt
+        if self.step < self.total:
+            watch.say(f"stopped at step {self.step}, saved {self.save()}")
+            return False
+        self.finish()
+        self.save()
+        self._preview(watch)
+        return True
+
+    @property
+    def finished(self) -> bool:
+        """Whether the checkpoint that was loaded is that of a whole run."""
+        return self.step == self.total and not bool(self.ema.denoiser.mmse.isnan().any())
 
     def advance(self) -> float:
         """Do one training step and return its loss."""
@@ -191,23 +195,24 @@ class Trainer:
                 torch.manual_seed(stream(self.config.seed, DROPOUT, self.step).initial_seed())
             yield
 
-    def _plan(self, clock: _Clock) -> None:
+    def _plan(self, pace: float | None) -> None:
         """Set the total of a run that was given a time, while the learning rate does not depend on it yet."""
         steady = 1 - COOL_DOWN
-        if self.config.seconds and self.step <= steady * self.total:
-            left = (self.config.seconds - self.seconds) / clock.pace(self.step)
+        if self.config.seconds and pace and self.step <= steady * self.total:
+            left = (self.config.seconds - self.seconds) / pace
             self.total = max(math.ceil(self.step + left), math.ceil(self.step / steady))
 
-    def _seconds_in_all(self, clock: _Clock) -> float:
-        return self.config.seconds or self.seconds + (self.total - self.step) * clock.pace(self.step)
+    def _seconds_in_all(self, pace: float | None) -> float:
+        return self.config.seconds or self.seconds + (self.total - self.step) * (pace or 0.0)
 
-    def _log(self, losses: list[float], watch: Watch, clock: _Clock) -> None:
-        loss, pace = sum(losses) / len(losses), clock.pace(self.step)
+    def _log(self, losses: list[float], watch: Watch, pace: float | None) -> None:
+        loss = sum(losses) / len(losses)
         record = {"step": self.step, "loss": loss, "lr": self.rate(self.step), "seconds": round(self.seconds, 2)}
         with self.run.log.open("a", encoding="utf-8") as log:
             log.write(json.dumps(record) + "\n")
-        speed, left = self.config.batch / pace, duration((self.total - self.step) * pace)
-        watch.update(self.step, self.total, f"loss {loss:.4f}  {speed:,.0f} items/s  {left} left")
+        if pace:
+            speed, left = self.config.batch / pace, duration((self.total - self.step) * pace)
+            watch.update(self.step, self.total, f"loss {loss:.4f}  {speed:,.0f} items/s  {left} left")
 
     def _trim_log(self) -> None:
         """Drop what a killed run logged after its last checkpoint: those steps are done again."""
@@ -240,17 +245,24 @@ class _Clock:
 
     def __init__(self, before: float) -> None:
         self._before, self._start = before, time.monotonic()
-        self._first: int | None = None
+        self._calls = 0
+        self._origin = self._start, 0
 
     @property
     def now(self) -> float:
         return self._before + time.monotonic() - self._start
 
-    def pace(self, step: int) -> float:
-        """Return seconds a step, all that happens between steps included."""
-        if self._first is None:
-            self._first = step - 1
-        return max(time.monotonic() - self._start, 1e-6) / max(step - self._first, 1)
+    def pace(self, step: int) -> float | None:
+        """Return seconds a step, all that happens between steps included; call it after every step.
+
+        The first steps of a process are slower by far and do not count: before ten steps this is None.
+        """
+        self._calls += 1
+        if self._calls == 3:
+            self._origin = time.monotonic(), step
+        if self._calls < 10:
+            return None
+        return max(time.monotonic() - self._origin[0], 1e-6) / (step - self._origin[1])
 
 
 def _logged_step(line: str) -> float:
