@@ -2,7 +2,7 @@
 
     python bench/defaults.py RUN [-n 1000]      writes bench/results/defaults.json
 
-Frechet distance on raw values against held-out data, the median over three seeds; Heun takes half as many steps for
+Frechet distance on raw values against the training data (held-out data are not for choosing defaults), the mean over two seeds; Heun takes half as many steps for
 the same number of calls. The defaults of `sfumato sample` and R_MIN of grid.py were taken from it.
 """
 
@@ -19,7 +19,7 @@ from sfumato.data import load
 from sfumato.engine.run import Run
 from sfumato.metrics.frechet import frechet
 
-SEEDS = (1, 2, 3)
+SEEDS = (1, 2)
 
 
 def main():
@@ -29,8 +29,8 @@ def main():
     asked = parser.parse_args()
     run = Run.open(Path(asked.run))
     model = sfumato.load(asked.run)
-    test = load(run.config.data).test
-    held_out = test.codec.encode(test.items).flatten(1).numpy()
+    train = load(run.config.data)
+    seen = train.codec.encode(train.items).flatten(1).numpy()
 
     def distance(calls, method, name, lowest):
         grid.R_MIN = lowest
@@ -38,8 +38,8 @@ def main():
         values = []
         for seed in SEEDS:
             items = model.sample(asked.n, seed=seed, steps=steps, method=method, grid=name)
-            values.append(frechet(test.codec.encode(items).flatten(1).numpy(), held_out))
-        return round(statistics.median(values), 4)
+            values.append(frechet(train.codec.encode(items).flatten(1).numpy(), seen))
+        return round(statistics.mean(values), 4)
 
     rows = []
     for method in ("dpm++2m", "heun", "ddim", "ancestral", "ancestral-optimal"):
@@ -50,7 +50,7 @@ def main():
                 rows.append(row)
                 print(row, flush=True)
     result = {
-        "measure": f"frechet[{held_out.shape[1]} raw values] against held-out, median of seeds {list(SEEDS)}",
+        "measure": f"frechet[{seen.shape[1]} raw values] against training data, mean of seeds {list(SEEDS)}",
         "data": run.data["name"],
         "weights": model.fingerprint(),
         "n": asked.n,
