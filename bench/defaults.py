@@ -2,8 +2,9 @@
 
     python bench/defaults.py RUN [-n 1000]      writes bench/results/defaults.json
 
-Frechet distance on raw values against the training data (held-out data are not for choosing defaults), the mean over two seeds; Heun takes half as many steps for
-the same number of calls. The defaults of `sfumato sample` and R_MIN of grid.py were taken from it.
+Frechet distance on raw values against the training data, as held-out data are not for choosing defaults; the mean over
+two seeds. Heun takes half as many steps for the same number of calls. The defaults of `sfumato sample` and R_MIN of
+grid.py were taken from it.
 """
 
 import argparse
