@@ -237,7 +237,7 @@ def test_runs_are_found_and_damage_named(tmp_path, moons):
 def test_weights_of_another_model_are_refused(tmp_path, moons):
     trainer = begin(tmp_path / "a", moons)
     trainer.save()
-    other = dataclasses.replace(SPEC, widths=(32,))
+    other = dataclasses.replace(SPEC, widths=(48,))
     write_config(tmp_path / "a" / "config.toml", dataclasses.replace(CONFIG, model=other))
     with pytest.raises(UserError, match=r"do not fit config\.toml"):
         Run.open(tmp_path / "a").load()

@@ -14,7 +14,8 @@ READMES = [ROOT / "README.md", ROOT / "README.es.md"]
 
 
 def blocks(path, language=""):
-    return re.findall(rf"```{language}\n(.*?)```", path.read_text("utf-8"), re.S)
+    fenced = path.read_text("utf-8").split("```")[1::2]
+    return [text.partition("\n")[2] for text in fenced if text.partition("\n")[0].startswith(language)]
 
 
 def code(block):

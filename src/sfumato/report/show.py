@@ -195,7 +195,7 @@ def show(
         run = Run.open(Path(source))
         subject, folder = _of_run(run, way), run.folder / "show"
     else:
-        if source not in NAMES and not Path(source).exists():
+        if source not in NAMES and not _found(Path(source)):
             raise UserError(f"no run, data set or path '{source}'{nearest(source, NAMES)}")
         choose("schedule", schedule, SCHEDULES)
         subject = _of_data(load_data(source), schedule, way)
@@ -216,9 +216,13 @@ def show(
 
 
 def _is_run(source: str) -> bool:
+    return source not in NAMES and _found(Path(source) / "config.toml")
+
+
+def _found(path: Path) -> bool:
     try:
-        return source not in NAMES and (Path(source) / "config.toml").is_file()
-    except OSError:  # too long for a path; what it is instead, the data will say
+        return path.exists()
+    except OSError:  # too long for a path
         return False
 
 
