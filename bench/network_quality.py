@@ -1,6 +1,6 @@
 """Which image network makes the best samples after equal training time: the designs of network_speed.py on digits.
 
-    PYTHONPATH=src python bench/network_quality.py [seconds each]      writes bench/results/network_quality.json
+    python bench/network_quality.py [seconds each] [name ...]      adds to bench/results/network_quality.json
 
 Every design trains for as many steps as fit into the time by the step times of one interleaved run of
 network_speed.py, so a disturbed minute here costs nobody. Judged by the held-out loss (same noise for all) and by the
@@ -85,14 +85,16 @@ def main():
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 40.0
     speed = json.loads((RESULTS / "network_speed.json").read_text())["cases"]["8x8"]["networks"]
     data = load("digits")
-    rows = []
-    for name in NAMES:
+    path = RESULTS / "network_quality.json"
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    rows = [row for row in before if row["seconds"] != seconds]
+    for name in sys.argv[2:] or NAMES:
         steps = round(seconds * speed["sfumato"]["images_per_second"] / CASE.batch / speed[name]["time_over_sfumato"])
         for seed in (0, 1):
-            rows.append({"network": name} | train(name, steps, seed, data))
+            rows.append({"seconds": seconds, "network": name} | train(name, steps, seed, data))
             print(rows[-1], flush=True)
-    result = {"data": "digits", "seconds each by network_speed.json": seconds, "torch": torch.__version__, "rows": rows}
-    (RESULTS / "network_quality.json").write_text(json.dumps(result, indent=1) + "\n")
+    result = {"data": "digits", "torch": torch.__version__, "rows": rows}
+    path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

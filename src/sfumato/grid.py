@@ -27,7 +27,7 @@ Grid = Callable[[int, Schedule], Tensor]
 """(n, schedule) -> (n+1,) strictly falling times."""
 
 R_MIN = 0.02
-"""Lowest noise level before 0: about three grey levels of 256 in data of unit scale. Chosen by bench/grids.py."""
+"""Lowest noise level before 0, about three grey levels of 256 in data of unit scale; measured by bench/defaults.py."""
 R_MAX = 80.0
 """Highest noise level used to place stops: above it the schedule's own start differs by rounding only."""
 
