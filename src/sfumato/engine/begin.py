@@ -12,7 +12,7 @@ import torch
 from sfumato.data import Dataset
 from sfumato.data import load as load_data
 from sfumato.engine.config import Config
-from sfumato.engine.progress import duration, watch
+from sfumato.engine.progress import Watch, duration, watch
 from sfumato.engine.run import Run, latest
 from sfumato.engine.trainer import Trainer
 from sfumato.errors import UserError, choose
@@ -120,7 +120,10 @@ def go_on(run: str | None) -> Path:
     return _train(opened, dataset, watch())
 
 
-def _train(run: Run, dataset: Dataset, show: Any) -> Path:
+def _train(run: Run, dataset: Dataset, show: Watch) -> Path:
+    """Train a run to its end with the number of threads it began with."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(run.config.threads or before)
     try:
         trainer = Trainer(run, dataset)
         if trainer.finished:
@@ -132,6 +135,7 @@ def _train(run: Run, dataset: Dataset, show: Any) -> Path:
             show.say(f"go on with: sfumato resume {run.folder}")
             raise KeyboardInterrupt
     finally:
+        torch.set_num_threads(before)
         show.close()
     show.say(f"{run.folder}: {trainer.step} steps in {duration(trainer.seconds)}")
     return run.folder
@@ -156,10 +160,12 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices) -> Config:
     choices.take("device", asked.device, device, why)
     dims = dataset.codec.dims
     points = dataset.codec.kind == "points"
+    threads = 1 if points else torch.get_num_threads()
+    choices.take("threads", None, threads, "points are too few numbers to share" if points else "all that there are")
     little = points or dims[-1] * dims[-2] <= 16 * 16
     steps, seconds = _length(asked, little, choices)
     shape = "x".join(map(str, dims))
-    size = choices.take("size", asked.size, "tiny" if little else "small", f"learns {shape} in minutes on a CPU")
+    size = choices.take("size", asked.size, "tiny" if little else "small", f"learns {shape} values in minutes on a CPU")
     batch = choices.take("batch", asked.batch, *_batch(points, little))
     lr = choices.take("lr", asked.lr, *LEARNING_RATES[size])
     precision = choices.take("precision", asked.precision, *_precision(device, points))
@@ -190,6 +196,7 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices) -> Config:
         seconds=seconds,
         save_every=asked.save_every,
         device=device,
+        threads=threads,
     )
 
 
@@ -230,7 +237,7 @@ def device_of(asked: str | None) -> tuple[str, str]:
     name = best if asked is None else asked
     if not choose("device", name.split(":")[0], there):
         raise UserError(f"device '{name}' is not available here; leave --device out to use {best}")
-    return name, f"the fastest found; {torch.get_num_threads()} threads" if name == "cpu" else "the fastest found"
+    return name, "the fastest found"
 
 
 def _precision(device: str, points: bool) -> tuple[str, str]:

@@ -41,6 +41,7 @@ class Config:
         ema: horizon of the weights' average, as a share of the run so far.
         save_every: seconds between checkpoints.
         device: "cpu", "cuda", "mps".
+        threads: of the CPU, on which the last bits of every sum depend; 0 for as many as PyTorch takes.
         version: of sfumato that began the run.
     """
 
@@ -56,6 +57,7 @@ class Config:
     ema: float = 0.1
     save_every: float = 30.0
     device: str = "cpu"
+    threads: int = 0
     version: str = __version__
 
     def __post_init__(self) -> None:
