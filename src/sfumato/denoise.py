@@ -160,7 +160,7 @@ class Denoiser(nn.Module):
         """Read the measured mmse at ``t``, interpolated in logsnr and logarithm; None before it is measured."""
         if bool(self.mmse[0].isnan()):
             return None
-        logsnr = self.process.schedule.logsnr(t).numpy()
+        logsnr = self.process.schedule.logsnr(t).detach().cpu().numpy()
         read = np.interp(logsnr, self.mmse_logsnr.cpu().numpy(), self.mmse.cpu().log().numpy())
         return spread(torch.as_tensor(read).exp(), like)
 
