@@ -142,12 +142,9 @@ def sample(
     """
     from sfumato.engine.begin import device_of
     from sfumato.engine.generate import Way, generate
-    from sfumato.engine.run import Run
 
-    folder = Path(run)
-    label = None if class_ is None else Run.open(folder).build().label(class_)
-    way = Way(seed=seed, steps=steps, method=sampler, grid=grid, label=label)
-    return generate(folder, n, way, first, None if out is None else Path(out), device_of(device)[0])
+    way = Way(seed=seed, steps=steps, method=sampler, grid=grid)
+    return generate(Path(run), n, way, class_, first, None if out is None else Path(out), device_of(device)[0])
 
 
 def evaluate(

@@ -115,9 +115,7 @@ def go_on(run: str | None) -> Path:
     if folder is None:
         raise UserError(f"no run below {RUNS}/ to go on with; name its folder, or begin with 'sfumato train DATA'")
     opened = Run.open(folder)
-    config = opened.config
-    dataset = load_data(config.data, resolution=config.resolution or None, skip_bad=config.skip_bad)
-    return _train(opened, dataset, watch())
+    return _train(opened, opened.dataset(), watch())
 
 
 def _train(run: Run, dataset: Dataset, show: Watch) -> Path:

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfumato.data import load as load_data
 from sfumato.data.codec import Dataset
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
@@ -111,7 +110,7 @@ def evaluate(folder: Path, n: int, seed: int, steps: int, method: str, grid: str
     run = Run.open(folder)
     if n < 2:
         raise UserError(f"an evaluation needs at least 2 samples, got -n {n}")
-    dataset = load_data(run.config.data, resolution=run.config.resolution or None, skip_bad=run.config.skip_bad)
+    dataset = run.dataset()
     if dataset.test is None:
         raise UserError(f"'{run.config.data}' has no held-out part to compare with")
     model, _ = run.load()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from sfumato import __version__
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
 from sfumato.files import write_png
@@ -35,13 +33,16 @@ class Way:
     label: int | None = None
 
 
-def generate(folder: Path, n: int, way: Way, first: int, out: Path | None, device: str) -> list[Path]:
+def generate(
+    folder: Path, n: int, way: Way, wanted: str | None, first: int, out: Path | None, device: str
+) -> list[Path]:
     """Draw samples first .. first + n - 1 of a run into files of their own, and all of them into one picture.
 
     Args:
         folder: of the run.
         n: how many.
-        way: how.
+        way: how, its label left open.
+        wanted: name or index of one class, or None for every class in turn.
         first: index of the first.
         out: folder for the files, by default one below the run's samples whose name says the way.
         device: where to compute.
@@ -50,23 +51,19 @@ def generate(folder: Path, n: int, way: Way, first: int, out: Path | None, devic
         The files, the picture of all last.
 
     Raises:
-        UserError: the run is none, or ``out`` holds other files.
+        UserError: the run is none, it has no such class, or ``out`` holds other files.
     """
     run = Run.open(folder)
     model, notes = run.load()
     model.to(device)
+    if wanted is not None:
+        way = replace(way, label=model.label(wanted))
     if out is None:
         kind = "" if way.label is None else f"-{way.label}"
         out = run.samples / f"step{notes['step']}-seed{way.seed}-{way.method}-{way.grid}-{way.steps}{kind}"
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; choose another --out")
-    recipe: dict[str, Any] = {
-        "sfumato": __version__,
-        "run": run.folder.name,
-        "data": run.data["name"],
-        "weights": model.fingerprint(),
-        "step": int(notes["step"]),
-    } | asdict(way)
+    recipe = run.recipe(model, notes) | asdict(way)
     items = model.codec.decode(torch.cat(list(model.states(n, first=first, **asdict(way)))))
     labels = model.labels(range(first, first + n), way.label)
     recipes = [

@@ -6,11 +6,14 @@ data.json records what the model was trained on and the codec of it, so that sam
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sfumato import __version__
 from sfumato.data import Dataset, codec_from
+from sfumato.data import load as load_data
 from sfumato.engine import checkpoint
 from sfumato.engine.config import Config, read_config, write_config
 from sfumato.errors import UserError
@@ -97,6 +100,25 @@ class Run:
     def build(self) -> Diffusion:
         """Return the model with fresh weights."""
         return self.config.model.build(codec_from(self.data["codec"]), self.data["classes"])
+
+    def dataset(self) -> Dataset:
+        """Load the data the run is trained on, as its config says; see ``sfumato.data.load``.
+
+        Raises:
+            UserError: the data are gone or cannot be read.
+        """
+        config = self.config
+        return load_data(config.data, resolution=config.resolution or None, skip_bad=config.skip_bad)
+
+    def recipe(self, model: Diffusion, notes: Mapping[str, str]) -> dict[str, Any]:
+        """Return what every output of this run's model carries; arguments as :meth:`load` returns them."""
+        return {
+            "sfumato": __version__,
+            "run": self.folder.name,
+            "data": self.data["name"],
+            "weights": model.fingerprint(),
+            "step": int(notes["step"]),
+        }
 
     def load(self) -> tuple[Diffusion, dict[str, str]]:
         """Return the model with its newest averaged weights, and the notes of the checkpoint.

@@ -228,24 +228,17 @@ def _found(path: Path) -> bool:
 
 def _of_run(run: Run, way: Way) -> _Subject:
     model, notes = run.load()
-    config = run.config
     dataset: Dataset | None
     try:
-        dataset = load_data(config.data, resolution=config.resolution or None, skip_bad=config.skip_bad)
+        dataset = run.dataset()
     except UserError:
         dataset = None
     if dataset is not None and dataset.fingerprint != run.data["fingerprint"]:
         dataset = None  # no longer what it was: as good as gone
-    recipe = {
-        "sfumato": __version__,
-        "run": run.folder.name,
-        "data": run.data["name"],
-        "weights": model.fingerprint(),
-        "step": int(notes["step"]),
-        "schedule": config.model.schedule,
-        "start": "samples" if dataset is None else "data",
-    }
-    return _Subject(run.folder.name, model.codec, config.model.schedule, way, dataset, model, recipe)
+    schedule = run.config.model.schedule
+    start = "samples" if dataset is None else "data"
+    recipe = run.recipe(model, notes) | {"schedule": schedule, "start": start}
+    return _Subject(run.folder.name, model.codec, schedule, way, dataset, model, recipe)
 
 
 def _of_data(dataset: Dataset, schedule: str, way: Way) -> _Subject:
