@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sfumato.process import Gaussian
+from sfumato.process import Gaussian, spread
 from sfumato.rows import Estimate, row
-from sfumato.schedule import EDM, VE, VP, Cosine, Flow, Schedule, SubVP, Table, as_time
+from sfumato.schedule import EDM, VE, VP, Cosine, Flow, Number, Schedule, SubVP, Table, Time
 
 SCHEDULES = {
     "vp": VP(),
@@ -64,22 +64,24 @@ class Mixture:
         noise = torch.randn(n, self.means.shape[1], generator=rng, dtype=torch.float64)
         return self.means[k] + self.variances[k].sqrt() * noise
 
-    def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """log [w_k N(x; alpha m_k, A_k)] (B, K) and A_k (K, D)."""
+    def _components(self, x: Tensor, alpha: Number, sigma: Number) -> tuple[Tensor, Tensor, Tensor]:
+        """log [w_k N(x; alpha m_k, A_k)] (B, K), A_k (B or 1, K, D) and x - alpha m_k (B, K, D)."""
+        alpha, sigma = (tensor(c).reshape(-1, 1, 1) for c in (alpha, sigma))
         spread = alpha**2 * self.variances + sigma**2
         z = x[:, None] - alpha * self.means
-        return self.weights.log() - 0.5 * (z**2 / spread + (2 * torch.pi * spread).log()).sum(-1), spread
+        return self.weights.log() - 0.5 * (z**2 / spread + (2 * torch.pi * spread).log()).sum(-1), spread, z
 
-    def log_prob(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def log_prob(self, x: Tensor, alpha: Number, sigma: Number) -> Tensor:
         return self._components(x, alpha, sigma)[0].logsumexp(-1)
 
-    def posterior(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    def posterior(self, x: Tensor, alpha: Number, sigma: Number) -> tuple[Tensor, Tensor]:
         """E[x_0 | x] and Var(x_0 | x), both (B, D)."""
-        log_joint, spread = self._components(x, alpha, sigma)
+        log_joint, spread, z = self._components(x, alpha, sigma)
         g = log_joint.softmax(-1)[..., None]
-        d = self.means + alpha * self.variances / spread * (x[:, None] - alpha * self.means)
+        d = self.means + tensor(alpha).reshape(-1, 1, 1) * self.variances / spread * z
         mean = (g * d).sum(1)
-        return mean, (g * (self.variances * sigma**2 / spread + d**2)).sum(1) - mean**2
+        left = self.variances * tensor(sigma).reshape(-1, 1, 1) ** 2 / spread
+        return mean, (g * (left + d**2)).sum(1) - mean**2
 
 
 @dataclass(frozen=True)
@@ -90,18 +92,18 @@ class Exact:
     process: Gaussian
     parameterisation: str = "x0"
 
-    def __call__(self, x_t: Tensor, t: float | Tensor) -> Estimate:
-        t = as_time(t)
+    def __call__(self, x_t: Tensor, t: Time) -> Estimate:
         schedule = self.process.schedule
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        x0, var = self.law.posterior(x_t.double(), alpha, sigma)
-        a, b = row(self.parameterisation, schedule, t)
-        output = a * x0 + b * (x_t - alpha * x0) / sigma
-        return Estimate(x_t, t, schedule, output.to(x_t.dtype), a, b, var.to(x_t.dtype))
+        now = schedule.at(t)
+        x0, var = self.law.posterior(x_t.double(), now.alpha, now.sigma)
+        a, b = row(self.parameterisation, schedule, now)
+        eps = (x_t - spread(now.alpha, x_t) * x0) / spread(now.sigma, x_t)
+        output = spread(a, x_t) * x0 + spread(b, x_t) * eps
+        return Estimate(x_t, now, schedule, output.to(x_t.dtype), a, b, lambda _: var.to(x_t.dtype))
 
 
 def gaussian(mean: float = 0.7, var: float = 0.5, dim: int = 3) -> Mixture:
-    return Mixture(tensor([1.0]), torch.full((1, dim), mean).double(), torch.full((1, dim), var).double())
+    return Mixture(tensor([1.0]), tensor([[mean] * dim]), tensor([[var] * dim]))
 
 
 def mixture() -> Mixture:

@@ -24,9 +24,9 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src"
 
 ORDER = [
-    "errors", "files", "dist", "schedule", "process", "grid", "rows", "weighting", "denoise",
-    "sampler.base", "sampler.*", "sampler", "nn", "data", "models", "metrics", "engine", "report",
-    "verbs", "cli", "__main__",
+    "errors", "files", "dist", "schedule", "process", "mixing", "grid", "rows", "weighting", "denoise", "ode", "score",
+    "predict", "sampler.base", "sampler.weights", "sampler.*", "sampler", "likelihood", "nn", "data", "models",
+    "metrics", "engine", "report", "verbs", "cli", "__main__",
 ]  # fmt: skip
 """A file imports only from entries above its own; files of one folder import each other, but not in a circle."""
 
@@ -80,7 +80,7 @@ def entry(module):
     """The entry of ORDER to which a module belongs; None if it has no place."""
     parts = module.split(".")[1:]
     if parts[:1] == ["sampler"] and len(parts) > 1:
-        return "sampler.base" if parts[1] == "base" else "sampler.*"
+        return f"sampler.{parts[1]}" if parts[1] in ("base", "weights") else "sampler.*"
     return parts[0] if parts and parts[0] in ORDER else None
 
 

@@ -1,30 +1,33 @@
 """Samplers against exact laws: declared order against measured, exact chains, determinism, refusals."""
 
+import math
 from itertools import pairwise
 
 import pytest
 import torch
-from scipy.integrate import solve_ivp
+from scipy.integrate import quad, solve_ivp
 
 from oracles import SCHEDULES, Exact, flow_map, gaussian, mixture, observed_order, tensor
-from sfumato.dist import Normal, randn_like, stream
+from sfumato.dist import randn_like, stream
 from sfumato.errors import UserError
-from sfumato.grid import GRIDS, times
 from sfumato.process import Gaussian
-from sfumato.sampler import DDIM, SAMPLERS, Ancestral, generate, sampler, trajectory
+from sfumato.sampler import DDIM, SAMPLERS, Adams, Adaptive, Ancestral, encode, generate, sampler, trajectory
+from sfumato.sampler.weights import lam
 from sfumato.schedule import EDM, VP
 
-DETERMINISTIC = [name for name in SAMPLERS if not sampler(name).stochastic]
+NAMES = [name for name in SAMPLERS if name not in ("ancestral-learned", "unmask", "unmask-confidence")]
+"""Those that take any Gaussian model."""
+DETERMINISTIC = [name for name in NAMES if not sampler(name).stochastic]
 STEPS = [40, 80, 160, 320, 640]
 
 
-def falling(schedule, n, high=20.0, low=0.02):
+def falling(schedule, n, high=1.0, low=0.02):
     """Times equally spaced in logsnr between two noise levels sigma/alpha > 0."""
-    r = torch.logspace(torch.tensor(high).log10(), torch.tensor(low).log10(), n + 1, dtype=torch.float64)
+    r = torch.logspace(math.log10(high), math.log10(low), n + 1, dtype=torch.float64)
     return schedule.time(-2 * r.log())
 
 
-def solve(law, x, high=20.0, low=0.02):
+def solve(law, x, high=1.0, low=0.02):
     """The probability-flow ODE dy/dr = eps(y, r) of an exact law, by scipy's DOP853; y = x/alpha."""
 
     def eps(r, y):
@@ -38,42 +41,40 @@ def solve(law, x, high=20.0, low=0.02):
 
 @pytest.fixture(scope="module")
 def path():
-    start = 20 * torch.randn(16, 2, generator=stream(0), dtype=torch.float64)
+    """From r = 1 on, in the thick of it: from much higher, the error of a cheap first step would hide for long."""
+    start = mixture().sample(16, stream(0)) + torch.randn(16, 2, generator=stream(0, 1), dtype=torch.float64)
     return start, solve(mixture(), start)
 
 
 def measured_order(method, schedule, path):
     start, end = path
     model = Exact(mixture(), Gaussian(schedule))
-    errors = []
-    for n in STEPS:
+    steps, errors = STEPS if method.order < 5 else [16, 24, 32, 48, 64], []
+    for n in steps:
         stops = falling(schedule, n)
         x = generate(model, method, schedule.alpha(stops[0]) * start, stops)
         errors.append(float((x / schedule.alpha(stops[-1]) - end).square().mean().sqrt()))
-    return observed_order(STEPS[1:], errors[1:])
+    return observed_order(steps[1:], errors[1:])
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 @pytest.mark.parametrize("schedule", ["edm", "vp", "flow", "table"])
 def test_measured_order_is_the_declared_one(name, schedule, path):
-    method = sampler(name)
-    assert measured_order(method, SCHEDULES[schedule], path) == pytest.approx(method.order, abs=0.15)
+    method = Adaptive(rtol=1e9, atol=1e9) if name == "adaptive" else sampler(name)  # one step from stop to stop
+    assert measured_order(method, SCHEDULES[schedule], path) == pytest.approx(method.order, abs=0.2)
 
 
-class Broken(type(sampler("dpm++2m"))):
-    """2M with h/h_prev where h/(2 h_prev) belongs: the kind of slip that still makes good pictures."""
+class Broken(Adams):
+    """2M with the weight of its past doubled: the kind of slip that still makes good pictures."""
 
-    def step(self, model, x, t, s, memory, rng):
-        if memory is not None:
-            before, past = memory
-            now = model.process.schedule.logsnr(t)
-            memory = (before, now - (now - past) / 2)
-        return super().step(model, x, t, s, memory, rng)
+    def weights(self, nodes, now, then):
+        whole = super().weights(nodes, now, then)
+        return whole if len(nodes) == 1 else (whole[0] - whole[1], 2 * whole[1])
 
 
 def test_a_sampler_below_its_declared_order_is_caught(path):
     order = measured_order(Broken(), SCHEDULES["edm"], path)
-    assert order < Broken.order - 0.15
+    assert order < Broken().order - 0.2
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
@@ -114,74 +115,6 @@ def test_deterministic_samplers_do_not_depend_on_the_schedule(name):
         torch.testing.assert_close(end, ends[0], rtol=1e-8, atol=1e-8)
 
 
-def gaussian_chain(method, schedule, stops, law):
-    """Push N(m, S) at the first time through a stochastic sampler's steps, exactly: they are linear in x."""
-    model = Exact(law, Gaussian(schedule))
-    mean, var = law.means[0], law.variances[0]
-    t = stops[0]
-    state = Normal(schedule.alpha(t) * mean, (schedule.alpha(t) ** 2 * var + schedule.var(t)).sqrt())
-    for t, s in pairwise(stops):
-        at_mean = method.law(model, model(state.mean[None], t), t, s)
-        aside = method.law(model, model(state.mean[None] + 1, t), t, s)
-        gain = (aside.mean - at_mean.mean)[0]
-        state = Normal(at_mean.mean[0], (gain**2 * state.std**2 + at_mean.std**2).sqrt().reshape(-1))
-    return state
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_ancestral_with_optimal_variance_is_exact_on_gaussians(schedule):
-    """ORACLES 2: whatever the number of steps, here 10, down to t = 0."""
-    schedule, law = SCHEDULES[schedule], gaussian()
-    state = gaussian_chain(Ancestral("optimal"), schedule, times("uniform", 10, schedule), law)
-    torch.testing.assert_close(state.mean, law.means[0], rtol=0, atol=1e-10)
-    torch.testing.assert_close(state.std**2, law.variances[0], rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize(("variance", "sign"), [("small", -1), ("large", 1)])
-def test_fixed_variances_err_on_their_side_and_at_first_order(variance, sign):
-    """Too little and too much noise; the error of the law's variance falls like 1/T (weak order 1)."""
-    law, errors = gaussian(), []
-    for steps in (250, 500, 1000, 2000):
-        state = gaussian_chain(Ancestral(variance), VP(), falling(VP(), steps), law)
-        a, s = VP().alpha(falling(VP(), steps)[-1]), VP().sigma(falling(VP(), steps)[-1])
-        errors.append(float((state.std**2 - a**2 * law.variances[0] - s**2).mean()))
-    assert all(error * sign > 0 for error in errors)
-    assert observed_order([250, 500, 1000, 2000], [abs(e) for e in errors]) == pytest.approx(1, abs=0.15)
-
-
-def test_ancestral_small_is_ddim_with_eta_one():
-    x = torch.randn(4, 2, generator=stream(3), dtype=torch.float64)
-    model = Exact(mixture(), Gaussian(VP()))
-    ends = [generate(model, m, x, "uniform", 20, stream(4)) for m in (Ancestral(), DDIM(1.0))]
-    torch.testing.assert_close(*ends)
-
-
-@pytest.mark.parametrize("name", ["ancestral-optimal", "ancestral", "ancestral-large"])
-def test_stochastic_samplers_draw_from_the_mixture(name):
-    """Mean and covariance of 20,000 draws after 300 steps, within 5 standard errors and the known bias."""
-    law, schedule = mixture(), VP()
-    x = torch.randn(20_000, 2, generator=stream(5), dtype=torch.float64)
-    got = generate(Exact(law, Gaussian(schedule)), sampler(name), x, "karras", 300, stream(6))
-    true = law.sample(2_000_000, stream(7))
-    assert ((got.mean(0) - true.mean(0)).abs() < 5 * true.std(0) / 20_000**0.5).all()
-    assert (got.T.cov() - true.T.cov()).abs().max() < 0.03
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_every_combination_lands_near_the_data(name, grid, schedule):
-    """30 steps of anything put the samples of three far modes within reach of a mode."""
-    schedule = SCHEDULES[schedule]
-    model = Exact(mixture(), Gaussian(schedule))
-    x = model.process.prior(torch.zeros(64, 2, dtype=torch.float64)).sample(stream(8))
-    states = list(trajectory(model, sampler(name), x, grid, 30, stream(9)))
-    assert [s.k for s in states] == list(range(31))
-    assert states[-1].t == 0
-    distance = (states[-1].x[:, None] - mixture().means).norm(dim=-1).min(1).values
-    assert distance.max() < 2.5  # modes are within 0.45 of standard deviation
-
-
 def test_network_calls_are_counted():
     model = Exact(mixture(), Gaussian(VP()))
     x = torch.zeros(1, 2, dtype=torch.float64)
@@ -189,11 +122,25 @@ def test_network_calls_are_counted():
     assert [s.nfe for s in trajectory(model, sampler("heun"), x, "logsnr", 5)] == [0, 2, 4, 6, 8, 9]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_declared_calls_are_made(name):
+    """Every step but the first and the last, which may be cheaper."""
+    method, model = sampler(name), Exact(mixture(), Gaussian(VP()))
+    states = list(trajectory(model, method, torch.zeros(3, 2, dtype=torch.float64), "logsnr", 40, stream(1)))
+    made = {b.nfe - a.nfe for a, b in pairwise(states[1:-1])}
+    if name == "adaptive":
+        assert min(made) == 1 + method.calls + 1  # the state's own estimate, and the slope to start with
+    else:
+        assert made == ({0, method.calls} if name == "restart" else {method.calls})
+
+
 def test_the_last_step_lands_on_the_estimate():
     """PITFALLS (diffusers #5689): no noise is left, and the network is asked at the last stop above 0."""
     model = Exact(mixture(), Gaussian(VP()))
     x = torch.randn(4, 2, generator=stream(10), dtype=torch.float64)
-    for name in ("ddim", "heun", "dpm++2m", "ancestral"):
+    for name in NAMES:
+        if sampler(name).stochastic and name not in ("ancestral", "reverse-diffusion", "dpm++2m-sde", "langevin"):
+            continue  # churned: the estimate is made at a noisier state; optimal: draws x_0 itself
         *_, before, last = trajectory(model, sampler(name), x, "karras", 8, stream(11))
         torch.testing.assert_close(last.x, model(before.x, before.t).x0, rtol=1e-12, atol=1e-12)
 
@@ -213,8 +160,8 @@ def test_a_samples_noise_is_its_own():
 def test_bad_requests_are_refused():
     model = Exact(mixture(), Gaussian(VP()))
     x = torch.zeros(2, 2, dtype=torch.float64)
-    with pytest.raises(UserError, match=r"did you mean 'dpm\+\+2m'"):
-        sampler("dpm2m")
+    with pytest.raises(UserError, match=r"did you mean 'dpm\+\+"):
+        sampler("dpm++mm")
     with pytest.raises(UserError, match="did you mean 'karras'"):
         generate(model, DDIM(), x, "karas")
     with pytest.raises(UserError, match="at least 1"):
@@ -226,7 +173,7 @@ def test_bad_requests_are_refused():
             generate(model, DDIM(), x, bad)
     with pytest.raises(UserError, match="eta"):
         DDIM(1.5)
-    with pytest.raises(UserError, match="small, large or optimal"):
+    with pytest.raises(UserError, match="variance 'huge'"):
         Ancestral("huge")
     with pytest.raises(UserError, match="after step 0"):
         generate(model, DDIM(), x * float("nan"), "karras")
@@ -239,3 +186,69 @@ def test_optimal_variance_needs_a_measured_one():
     model.network.forward = lambda x, level, cond=None: x
     with pytest.raises(UserError, match="measure_mmse"):
         generate(model, Ancestral("optimal"), randn_like(torch.zeros(2, 2), stream(0)), "logsnr", 3, stream(1))
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_encode_is_the_way_forth(name, path):
+    """From data to noise and back, with an error of the sampler's order (ORACLES 9)."""
+    _, data = path
+    method, model, errors = sampler(name), Exact(mixture(), Gaussian(VP())), []
+    steps = [20, 40, 80, 160]
+    for n in steps:
+        stops = falling(VP(), n)
+        x = VP().alpha(stops[-1]) * data
+        back = generate(model, method, encode(model, method, x, stops), stops)
+        errors.append(float((back - x).square().mean().sqrt()))
+    if name == "adaptive":  # its error is set by its tolerance
+        assert max(errors) < 1e-3
+    else:
+        assert observed_order(steps[1:], errors[1:]) > method.order - 0.25  # errors may cancel: then it is higher
+
+
+def test_encode_finds_the_noise(path):
+    """The noise that a sample was drawn from, by ten thousand small steps; the last one, to t = 0, is undone too."""
+    model = Exact(gaussian(), Gaussian(VP()))
+    x = torch.randn(4, 3, generator=stream(13), dtype=torch.float64)
+    data = generate(model, DDIM(), x, "logsnr", 2000)
+    torch.testing.assert_close(encode(model, DDIM(), data, "logsnr", 2000), x, rtol=0, atol=0.01)
+    with pytest.raises(UserError, match="no way forth"):
+        encode(model, Ancestral(), x)
+
+
+def test_start_errors_stay_where_they_are_declared(path):
+    """PITFALLS: a 3rd-order formula after an Euler step is a 2nd-order method; one corrected step mends it."""
+    schedule = SCHEDULES["edm"]
+    assert measured_order(Adams(3), schedule, path) == pytest.approx(2, abs=0.2)
+    assert measured_order(Adams(3, 1), schedule, path) == pytest.approx(3, abs=0.2)
+
+
+def test_multistep_weights_are_moments():
+    """The weights integrate every polynomial of their degree exactly: against scipy's quadrature."""
+    now, then = EDM().at(0.01), EDM().at(0.004)
+    lams = [lam(now), lam(now) - 0.3, lam(now) - 0.8]
+    for method in (Adams(3), Adams(3, tau=0.6), Adams(3, of="eps"), Adams(3, of="eps", along="linear")):
+        got = method.weights(lams, now, then)
+        places = [method._along(node) for node in lams]
+        for power in range(3):
+
+            def slope(u, method=method, power=power):
+                """d x_s of equations (1) and (2) in lambda."""
+                value = method._along(u) ** power
+                if method.of == "eps":
+                    return -then.alpha * math.exp(-u) * value
+                m = 1 + method.tau**2
+                return m * then.alpha * math.exp(-m * (lam(then) - u)) * value
+
+            expected = quad(slope, lam(now), lam(then), epsabs=1e-14)[0]
+            assert sum(w * p**power for w, p in zip(got, places, strict=True)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_an_example_does_not_depend_on_its_neighbours():
+    """PITFALLS: adaptive solvers and Langevin correctors that take one norm over the batch."""
+    model = Exact(mixture(), Gaussian(VP()))
+    x = torch.randn(5, 2, generator=stream(14), dtype=torch.float64) * tensor([1, 1, 3, 1, 9])[:, None]
+    for name in NAMES:
+        draw = {i: generate(model, sampler(name), x[i : i + 1], "logsnr", 40, [stream(15, i)]) for i in (1, 3)}
+        together = generate(model, sampler(name), x, "logsnr", 40, [stream(15, i) for i in range(5)])
+        for i, alone in draw.items():
+            torch.testing.assert_close(together[i : i + 1], alone, rtol=1e-10, atol=1e-10)

@@ -6,12 +6,20 @@
 (3)  loss = w(t) |x_0 - x_0_hat|^2 = w(t) (sigma/D)^2 |target - output|^2, mean over dimensions; see weighting.py
 (4)  mmse(t) = E |x_0 - x_0_hat(x_t, t)|^2 / d, measured on data: the variance of x_0 that the estimate leaves open,
      from which the optimal reverse variance follows                       (Bao et al. 2201.06503, eq. 7)
+(5)  a network of twice the channels says v too, f = sigmoid(2 v), and its step has the variance tau^(2-2f) var_ts^f
+                                                                           (Nichol and Dhariwal 2102.09672, eq. 15)
+(6)  it is trained on  (3) + KL(q(x_s|x_t, x_0) || p_theta(x_s|x_t)),  the mean of p_theta detached, in bits for each
+     dimension, of the step from t to s = t - 1/1000                       (eq. 16)
+
+In (5) the paper has f = (v + 1)/2, the same to first order, which may leave [0, 1]. In (6) the paper's factors
+lambda = 0.001 and T = 1000 cancel. Below t = 2/1000 the step is to s = t/2, so that none ends in the data.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,13 +29,17 @@ from sfumato.dist import Normal, randn_like
 from sfumato.errors import UserError, choose
 from sfumato.process import Gaussian, spread
 from sfumato.rows import ROWS, Estimate, input_scale, row
-from sfumato.schedule import Time, as_time
-from sfumato.weighting import WEIGHTINGS, Law, LogNormal, weight
+from sfumato.schedule import Instant, Time
+from sfumato.weighting import WEIGHTINGS, Law, LogNormal, Uncertainty, weight
 
-__all__ = ["Denoiser", "Given", "Model", "Network"]
+__all__ = ["Denoiser", "Given", "Model", "Network", "learned_step", "take"]
 
 LEVEL_BOUND = 2.5
 """Levels of (2) beyond it (logsnr beyond 20) are given to the network as this: it can't tell them apart."""
+
+
+CHAIN = 1000
+"""Steps of the chain of which (6) takes one."""
 
 
 class Model(Protocol):
@@ -53,13 +65,14 @@ class Denoiser(nn.Module):
 
     Args:
         network: called as ``network(x, level, cond)`` with ``x`` of unit variance and level of shape (B,);
-            equation (2). It returns the shape of ``x``.
+            equation (2). It returns the shape of ``x``, with twice the channels for a learned variance.
         process: the forward process.
         parameterisation: what the output stands for, a key of ``sfumato.rows.ROWS``.
-        weighting: what the loss weighs, a key of ``sfumato.weighting.WEIGHTINGS`` or of ``ROWS``; by default the
-            plain error of the network's own output.
+        weighting: what the loss weighs, a key of ``sfumato.weighting.WEIGHTINGS`` or of ``ROWS``, or "learned"; by
+            default the plain error of the network's own output.
         sigma_data: the data's standard deviation, > 0: measure it (digits in [-1, 1] have 0.75, not 0.5).
         law: how often each noise level is drawn in training; by default log-normal.
+        variance: "learned" if the network says the variance of the reverse step, equation (5); else "fixed".
 
     Raises:
         UserError: an unknown name, sigma_data <= 0, or a parameterisation that cannot be inverted at t = 1
@@ -78,11 +91,13 @@ class Denoiser(nn.Module):
         weighting: str | None = None,
         sigma_data: float = 0.5,
         law: Law | None = None,
+        variance: Literal["fixed", "learned"] = "fixed",
     ) -> None:
         super().__init__()
         choose("parameterisation", parameterisation, ROWS)
         weighting = parameterisation if weighting is None else weighting
-        choose("weighting", weighting, dict.fromkeys([*ROWS, *WEIGHTINGS]))
+        choose("weighting", weighting, dict.fromkeys([*ROWS, *WEIGHTINGS, "learned"]))
+        choose("variance", variance, {"fixed": 1, "learned": 2})
         if not 0 < sigma_data < float("inf"):
             raise UserError(f"sigma_data must be above 0, got {sigma_data}: is every item of the data the same?")
         if parameterisation in ("eps", "score") and float(process.schedule.alpha(1.0)) == 0:
@@ -94,6 +109,8 @@ class Denoiser(nn.Module):
         self.process = process
         self.parameterisation = parameterisation
         self.weighting = weighting
+        self.uncertainty = Uncertainty() if weighting == "learned" else None
+        self.variance = variance
         self.sigma_data = sigma_data
         self.law: Law = LogNormal() if law is None else law
         self.register_buffer("mmse_logsnr", torch.linspace(-10, 12, 45))  # falling noise, as np.interp needs
@@ -106,14 +123,21 @@ class Denoiser(nn.Module):
             x_t: (B, ...) state at time ``t``.
             t: time in (0, 1], one number or one for each example.
             cond: (B,) labels, if the network takes them.
+
+        Raises:
+            UserError: a network without the channels for a learned variance.
         """
-        t = as_time(t)
         schedule = self.process.schedule
-        scaled = x_t / spread(input_scale(schedule, t, self.sigma_data), x_t)
-        level = (-schedule.logsnr(t) / 8).clamp(-LEVEL_BOUND, LEVEL_BOUND)
-        output = self.network(scaled, level.to(x_t.device, x_t.dtype).expand(len(x_t)), cond)
-        a, b = row(self.parameterisation, schedule, t, self.sigma_data)
-        return Estimate(x_t, t, schedule, output, a, b, self._x0_var(t, x_t))
+        now = schedule.at(t)
+        output = self.network(x_t / spread(input_scale(schedule, now, self.sigma_data), x_t), _level(now, x_t), cond)
+        fraction = None
+        if self.variance == "learned":
+            if output.shape[1] != 2 * x_t.shape[1]:
+                raise UserError(f"a learned variance needs a network with {2 * x_t.shape[1]} channels of output")
+            output, v = output.chunk(2, 1)
+            fraction = (2 * v).sigmoid()
+        a, b = row(self.parameterisation, schedule, now, self.sigma_data)
+        return Estimate(x_t, now, schedule, output, a, b, self._x0_var, fraction)
 
     def reverse(self, x_t: Tensor, t: Time, s: Time, cond: Tensor | None = None) -> Normal:
         """Return p_theta(x_s | x_t) for s < t; equation (1). Arguments as in :meth:`forward`.
@@ -121,10 +145,18 @@ class Denoiser(nn.Module):
         Raises:
             UserError: not 0 <= s < t <= 1.
         """
-        return self.process.posterior(x_t, self.forward(x_t, t, cond).x0, t, s)
+        estimate = self.forward(x_t, t, cond)
+        return (
+            self.process.reverse(estimate, t, s)
+            if self.variance == "fixed"
+            else learned_step(self.process, estimate, t, s)
+        )
 
     def loss(self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
-        """Return the training loss of each example at a random time, (B,); equation (3).
+        """Return the training loss of each example at a random time, (B,); equations (3) and (6).
+
+        With the weighting "elbo" and a fixed variance its mean is the diffusion term of the bound on -log p(x), in
+        nats for each dimension, over the levels of the law. With "learned" it is what weighting.py says of (8).
 
         Args:
             x_0: (B, ...) data.
@@ -133,14 +165,26 @@ class Denoiser(nn.Module):
         """
         schedule, sd = self.process.schedule, self.sigma_data
         t = self.law.times(len(x_0), schedule, sd, rng)
+        now = schedule.at(t)
         eps = randn_like(x_0, rng)
-        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
-        estimate = self.forward(spread(alpha, x_0) * x_0 + spread(sigma, x_0) * eps, t, cond)
+        estimate = self.forward(spread(now.alpha, x_0) * x_0 + spread(now.sigma, x_0) * eps, now, cond)
         a, b = estimate.a, estimate.b
-        w = weight(self.weighting, schedule, t, sd, self.law.density(t, schedule, sd))
-        w = w * (sigma / (a * sigma - b * alpha)).square()
+        name = self.weighting if self.uncertainty is None else self.parameterisation
+        w = weight(name, schedule, t, sd, self.law.density(t, schedule, sd))
+        w = w * (now.sigma / (a * now.sigma - b * now.alpha)) ** 2
         error = spread(a, x_0) * x_0 + spread(b, x_0) * eps - estimate.output
-        return w.to(x_0.device, x_0.dtype) * error.square().flatten(1).mean(1)
+        loss = w.to(x_0.device, x_0.dtype) * error.square().flatten(1).mean(1)
+        if self.uncertainty is not None:
+            u = self.uncertainty(schedule.logsnr(t))
+            loss = loss / u.exp() + u
+        return loss if estimate.fraction is None else loss + self._step_bits(estimate, x_0, t)
+
+    def _step_bits(self, estimate: Estimate, x_0: Tensor, t: Tensor) -> Tensor:
+        """Return the Kullback-Leibler term of (6), (B,)."""
+        s = torch.maximum(t - 1 / CHAIN, t / 2)
+        step = learned_step(self.process, estimate, t, s)
+        kl = self.process.posterior(estimate.x_t, x_0, t, s).kl(Normal(step.mean.detach(), step.std))
+        return kl / (x_0[0].numel() * math.log(2))
 
     @torch.no_grad()
     def measure_mmse(self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None) -> None:
@@ -156,13 +200,50 @@ class Denoiser(nn.Module):
             x_t = self.process.marginal(x_0, t).sample(rng)
             self.mmse[k] = (x_0 - self.forward(x_t, t, cond).x0).square().mean()
 
-    def _x0_var(self, t: Tensor, like: Tensor) -> Tensor | None:
-        """Read the measured mmse at ``t``, interpolated in logsnr and logarithm; None before it is measured."""
+    def _x0_var(self, estimate: Estimate) -> Tensor | None:
+        """Read the measured mmse; None before it is measured. Its ratio to a Gaussian's is interpolated, in logsnr
+        and logarithm: unlike the mmse itself it goes on unchanged where the measured levels end.
+        """
         if bool(self.mmse[0].isnan()):
             return None
-        logsnr = self.process.schedule.logsnr(t).detach().cpu().numpy()
-        read = np.interp(logsnr, self.mmse_logsnr.cpu().numpy(), self.mmse.cpu().log().numpy())
-        return spread(torch.as_tensor(read).exp(), like)
+        logsnr = torch.as_tensor(estimate.t.logsnr, dtype=torch.float64).detach().cpu()
+        ratio = np.interp(
+            logsnr.numpy(),
+            self.mmse_logsnr.cpu().numpy(),
+            (self.mmse.cpu().double() * self._sharpness(self.mmse_logsnr.cpu())).log().numpy(),
+        )
+        return torch.as_tensor(spread(torch.as_tensor(ratio).exp() / self._sharpness(logsnr), estimate.x_t))
+
+    def _sharpness(self, logsnr: Tensor) -> Tensor:
+        """Return 1 / mmse of Gaussian data, float64: 1/sd^2 + snr."""
+        return logsnr.double().exp() + self.sigma_data**-2
+
+
+def learned_step(process: Gaussian, estimate: Estimate, t: Time, s: Time) -> Normal:
+    """Return p_theta(x_s | x_t) with the variance that the network says; equation (5).
+
+    Args:
+        process: the forward process.
+        estimate: at ``t``, with a fraction.
+        t: time of the state.
+        s: earlier time; a step to 0 has no noise.
+
+    Raises:
+        UserError: the network was not trained to say it.
+    """
+    if estimate.fraction is None:
+        raise UserError("this model was not trained to predict its variance: use small, large or optimal")
+    small, large = process.reverse(estimate, t, s), process.transition(estimate.x_t, s, t).std
+    between = small.std ** (1 - estimate.fraction) * large**estimate.fraction
+    return Normal(small.mean, torch.where(small.std > 0, between, 0.0))
+
+
+def _level(now: Instant, x: Tensor) -> Tensor:
+    """Return the level of (2) for each example, (B,)."""
+    level = -now.logsnr / 8
+    if isinstance(level, Tensor):
+        return level.clamp(-LEVEL_BOUND, LEVEL_BOUND).to(x.device, x.dtype).expand(len(x))
+    return x.new_full((len(x),), min(max(level, -LEVEL_BOUND), LEVEL_BOUND))
 
 
 @dataclass(frozen=True)
@@ -185,3 +266,13 @@ class Given:
     def __call__(self, x_t: Tensor, t: Time) -> Estimate:
         """Estimate the data behind ``x_t`` (B, ...) under the condition."""
         return self.denoiser.forward(x_t, t, self.cond)
+
+    def take(self, rows: Tensor) -> Given:
+        """Return the model for some rows of its batch."""
+        return self if self.cond is None else Given(self.denoiser, self.cond[rows])
+
+
+def take(model: Model, rows: Tensor) -> Model:
+    """Return a model for some rows (b,) of its batch: what holds a thing for each example has a method ``take``."""
+    taken: Model = model.take(rows) if hasattr(model, "take") else model
+    return taken

@@ -89,8 +89,8 @@ def times(grid: str | Sequence[float] | Tensor, n: int, schedule: Schedule) -> T
     """Return the times of a named grid, or check an explicit list.
 
     Args:
-        grid: a name in :data:`GRIDS`, or times that fall strictly within [0, 1]. An explicit list may start below
-            1 and end above 0.
+        grid: a name in :data:`GRIDS`, or times that fall strictly within [0, 1], also as text: "1,0.5,0". An explicit
+            list may start below 1 and end above 0.
         n: number of steps; not used with an explicit list.
         schedule: the process' schedule.
 
@@ -98,8 +98,10 @@ def times(grid: str | Sequence[float] | Tensor, n: int, schedule: Schedule) -> T
         (n+1,) strictly falling float64 times.
 
     Raises:
-        UserError: n < 1, an unknown name, or a list that does not fall strictly.
+        UserError: n < 1, an unknown name, text that is no list of numbers, or a list that does not fall strictly.
     """
+    if isinstance(grid, str) and "," in grid:
+        grid = _numbers(grid)
     if isinstance(grid, str):
         if n < 1:
             raise UserError(f"steps must be at least 1, got {n}")
@@ -109,3 +111,10 @@ def times(grid: str | Sequence[float] | Tensor, n: int, schedule: Schedule) -> T
     if not (ok and stops[0] <= 1 and stops[-1] >= 0):
         raise UserError(f"a grid falls strictly within [0, 1] and has at least two times, got {stops.tolist()}")
     return stops
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"an explicit grid is numbers parted by commas, such as 1,0.5,0; got '{text}'") from None

@@ -19,35 +19,50 @@ The same law read on the grid k/T is the Markov chain; in the limit of small ste
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from sfumato.dist import Normal
+from sfumato.dist import Dist, Normal
 from sfumato.errors import UserError
-from sfumato.schedule import Schedule, Time, as_time
+from sfumato.schedule import Instant, Number, Schedule, Time, as_time
 
-__all__ = ["SDE", "Chain", "Gaussian", "Process", "spread"]
+__all__ = ["SDE", "Chain", "Clean", "Gaussian", "Process", "spread"]
 
 
-def spread(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Cast a float64 coefficient, 0-dimensional or (B,), to the type, device and number of axes of ``x``.
+def spread(coefficient: Number, x: Tensor) -> Number:
+    """Make a coefficient fit to multiply ``x`` (B, ...): one number stays, (B,) gets its type, device and axes.
 
     Raises:
         ValueError: neither one number nor one for each example.
     """
+    if not isinstance(coefficient, Tensor):
+        return coefficient
     if coefficient.ndim > 1 or (coefficient.ndim == 1 and len(coefficient) not in (1, len(x))):
         raise ValueError(f"times of shape {tuple(coefficient.shape)} for a batch of {len(x)}: give one, or one each")
     coefficient = coefficient.to(x.device, x.dtype)
     return coefficient.reshape(-1, *[1] * (x.ndim - 1)) if coefficient.ndim else coefficient
 
 
+class Clean(Protocol):
+    """What a reverse step needs of a model's estimate."""
+
+    @property
+    def x_t(self) -> Tensor:
+        """The noisy state (B, ...)."""
+
+    @property
+    def x0(self) -> Tensor:
+        """The estimate of the data behind it (B, ...)."""
+
+
 class Process(Protocol):
     """What turns data into noise: conditionals for times 0 <= s < t <= 1."""
 
-    def transition(self, x_s: Tensor, s: Time, t: Time) -> Normal:
+    def transition(self, x_s: Tensor, s: Time, t: Time) -> Dist:
         """Return q(x_t | x_s), one step of noise.
 
         Args:
@@ -56,10 +71,10 @@ class Process(Protocol):
             t: later time.
         """
 
-    def marginal(self, x_0: Tensor, t: Time) -> Normal:
+    def marginal(self, x_0: Tensor, t: Time) -> Dist:
         """Return q(x_t | x_0), all steps at once."""
 
-    def posterior(self, x_t: Tensor, x_0: Tensor, t: Time, s: Time) -> Normal:
+    def posterior(self, x_t: Tensor, x_0: Tensor, t: Time, s: Time) -> Dist:
         """Return q(x_s | x_t, x_0), one step back when the data are known.
 
         Args:
@@ -69,8 +84,17 @@ class Process(Protocol):
             s: earlier time.
         """
 
-    def prior(self, like: Tensor) -> Normal:
+    def prior(self, like: Tensor) -> Dist:
         """Return the law at t = 1 from which the way back starts."""
+
+    def reverse(self, estimate: Any, t: Time, s: Time) -> Dist:
+        """Return p_theta(x_s | x_t), one step back when the data are estimated.
+
+        Args:
+            estimate: the model's, made from x_t.
+            t: later time.
+            s: earlier time.
+        """
 
 
 @dataclass(frozen=True)
@@ -87,7 +111,7 @@ class SDE:
 
     def drift(self, x: Tensor) -> Tensor:
         """Return f x, of the shape of ``x``."""
-        return spread(self.f, x) * x
+        return x * spread(self.f, x)
 
 
 @dataclass(frozen=True)
@@ -128,9 +152,9 @@ class Gaussian:
         Raises:
             UserError: not 0 <= s < t <= 1.
         """
-        s, t = _ordered(s, t)
-        alpha = self.schedule.alpha(t) / self.schedule.alpha(s)
-        return Normal(spread(alpha, x_s) * x_s, spread(self._var(s, t).sqrt(), x_s))
+        start, end = self._ordered(s, t)
+        std = end.sigma * _sqrt(_fresh(start, end))
+        return Normal(spread(end.alpha / start.alpha, x_s) * x_s, _like(std, x_s))
 
     def marginal(self, x_0: Tensor, t: Time) -> Normal:
         """Return q(x_t | x_0); equation (3).
@@ -142,8 +166,8 @@ class Gaussian:
         Raises:
             UserError: t outside [0, 1].
         """
-        t = _within(t)
-        return Normal(spread(self.schedule.alpha(t), x_0) * x_0, spread(self.schedule.sigma(t), x_0))
+        now = self._within(t)
+        return Normal(spread(now.alpha, x_0) * x_0, _like(now.sigma, x_0))
 
     def posterior(self, x_t: Tensor, x_0: Tensor, t: Time, s: Time, eta: float = 1.0) -> Normal:
         """Return q(x_s | x_t, x_0), or a member of DDIM's family with less noise; equation (4).
@@ -158,23 +182,48 @@ class Gaussian:
         Raises:
             UserError: not 0 <= s < t <= 1, or eta outside [0, 1].
         """
-        s, t = _ordered(s, t)
+        to, start = self._ordered(s, t)
         if not 0 <= eta <= 1:
             raise UserError(f"eta is the share of the posterior's noise and lies in [0, 1], got {eta}")
-        a_s, a_t = self.schedule.alpha(s), self.schedule.alpha(t)
-        sigma_s, sigma_t = self.schedule.sigma(s), self.schedule.sigma(t)
-        fresh = self._var(s, t) / sigma_t.square()  # the share of x_t's noise that came after s
-        keep = sigma_s * (1 - eta**2 * fresh).clamp(min=0).sqrt() / sigma_t  # coefficient of x_t
-        mean = spread(keep, x_t) * x_t + spread(a_s - keep * a_t, x_t) * x_0
-        return Normal(mean, spread(eta * sigma_s * fresh.sqrt(), x_t))
+        keep, signal, noise = self.bridge(start, to, eta)
+        return Normal(spread(keep, x_t) * x_t + spread(signal, x_t) * x_0, _like(noise, x_t))
+
+    def bridge(self, t: Instant, s: Instant, eta: float = 1.0) -> tuple[Number, Number, Number]:
+        """Return the coefficients of x_s = keep x_t + signal x_0 + noise z, z ~ N(0, 1); equation (4).
+
+        Args:
+            t: where x_t is, t > 0.
+            s: where to go: earlier, or with eta = 0 also later.
+            eta: noise in [0, 1].
+        """
+        if eta == 0:
+            keep, noise = s.sigma / t.sigma, 0.0 * s.sigma
+        else:
+            fresh = _fresh(s, t)
+            keep = s.sigma * _sqrt(1 - eta**2 * fresh) / t.sigma
+            noise = eta * s.sigma * _sqrt(fresh)
+        return keep, s.alpha - keep * t.alpha, noise
+
+    def reverse(self, estimate: Clean, t: Time, s: Time) -> Normal:
+        """Return p_theta(x_s | x_t): the posterior, with the estimate in the place of the data.
+
+        Args:
+            estimate: of the data behind x_t.
+            t: time of x_t.
+            s: earlier time; at s = 0 the law is a point mass at the estimate.
+
+        Raises:
+            UserError: not 0 <= s < t <= 1.
+        """
+        return self.posterior(estimate.x_t, estimate.x0, t, s)
 
     def prior(self, like: Tensor) -> Normal:
         """Return N(0, sigma(1)^2) of the shape, type and device of ``like`` (B, ...)."""
-        return Normal(torch.zeros_like(like), spread(self.schedule.sigma(1.0), like))
+        return Normal(torch.zeros_like(like), _like(self.schedule.at(1.0).sigma, like))
 
     def sde(self, t: Time) -> SDE:
         """Return the coefficients of the SDE whose marginals are (3); equation (6)."""
-        t = _within(t)
+        t = as_time(self._within(t))
         return SDE(self.schedule.f(t), self.schedule.g2(t).clamp(min=0).sqrt())
 
     def chain(self, steps: int) -> Chain:
@@ -189,20 +238,36 @@ class Gaussian:
         alpha = self.schedule.alpha(times)
         return Chain(times, 1 - (alpha[1:] / alpha[:-1]).square(), alpha[1:].square())
 
-    def _var(self, s: Tensor, t: Tensor) -> Tensor:
-        """Return var_ts; the last form of (2) neither cancels nor goes below 0."""
-        return -self.schedule.var(t) * torch.expm1(self.schedule.logsnr(t) - self.schedule.logsnr(s))
+    def _within(self, t: Time) -> Instant:
+        now = self.schedule.at(t)
+        if not _all((now.t >= 0) & (now.t <= 1)):
+            raise UserError(f"time must lie in [0, 1], got {as_time(t).tolist()}")
+        return now
+
+    def _ordered(self, s: Time, t: Time) -> tuple[Instant, Instant]:
+        start, end = self._within(s), self._within(t)
+        if not _all(start.t < end.t):
+            raise UserError(
+                f"a step goes between times s < t, got s = {as_time(s).tolist()} and t = {as_time(t).tolist()}"
+            )
+        return start, end
 
 
-def _within(t: Time) -> Tensor:
-    t = as_time(t)
-    if not bool(((t >= 0) & (t <= 1)).all()):
-        raise UserError(f"time must lie in [0, 1], got {t.tolist()}")
-    return t
+def _all(truth: bool | Tensor) -> bool:
+    return bool(truth.all()) if isinstance(truth, Tensor) else truth
 
 
-def _ordered(s: Time, t: Time) -> tuple[Tensor, Tensor]:
-    s, t = _within(s), _within(t)
-    if not bool((s < t).all()):
-        raise UserError(f"a step goes between times s < t, got s = {s.tolist()} and t = {t.tolist()}")
-    return s, t
+def _sqrt(number: Number) -> Number:
+    return number.clamp(min=0).sqrt() if isinstance(number, Tensor) else math.sqrt(max(number, 0.0))
+
+
+def _fresh(s: Instant, t: Instant) -> Number:
+    """Return var_ts / sigma_t^2, the share of x_t's noise that came after s; the last form of (2) does not cancel."""
+    fall = t.logsnr - s.logsnr
+    return -torch.expm1(fall) if isinstance(fall, Tensor) else -math.expm1(fall)
+
+
+def _like(std: Number, x: Tensor) -> Tensor:
+    """Return a standard deviation as a tensor that broadcasts to ``x``."""
+    std = spread(std, x)
+    return std if isinstance(std, Tensor) else x.new_tensor(std)

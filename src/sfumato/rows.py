@@ -26,54 +26,64 @@ from torch import Tensor
 
 from sfumato.errors import choose
 from sfumato.process import spread
-from sfumato.schedule import Schedule
+from sfumato.schedule import Instant, Number, Schedule, Time
 
 __all__ = ["ROWS", "Estimate", "Row", "input_scale", "row"]
 
-Row = tuple[Tensor, Tensor]
-"""(a, b) of equation (1), float64, of the shape of the times."""
+Row = tuple[Number, Number]
+"""(a, b) of equation (1), of the shape of the times."""
 
 
-def input_scale(schedule: Schedule, t: Tensor, sigma_data: float) -> Tensor:
+def input_scale(schedule: Schedule, t: Time, sigma_data: float) -> Number:
     """Return the standard deviation of x_t, sqrt(alpha^2 sd^2 + sigma^2); EDM's 1/c_in.
 
     Args:
         schedule: of the process.
-        t: times, float64.
+        t: time.
         sigma_data: the data's standard deviation sd.
     """
-    return (schedule.alpha(t).square() * sigma_data**2 + schedule.var(t)).sqrt()
+    return _spread_of(schedule.at(t), sigma_data)
 
 
-def _edm(schedule: Schedule, t: Tensor, sigma_data: float) -> Row:
-    r = input_scale(schedule, t, sigma_data)
-    return schedule.sigma(t) / (sigma_data * r), -schedule.alpha(t) * sigma_data / r
+def _spread_of(now: Instant, sigma_data: float) -> Number:
+    root: Number = (now.alpha**2 * sigma_data**2 + now.sigma**2) ** 0.5
+    return root
 
 
-ROWS: dict[str, Callable[[Schedule, Tensor, float], Row]] = {
-    "x0": lambda schedule, t, sd: (torch.ones_like(t), torch.zeros_like(t)),
-    "eps": lambda schedule, t, sd: (torch.zeros_like(t), torch.ones_like(t)),
-    "score": lambda schedule, t, sd: (torch.zeros_like(t), -1 / schedule.sigma(t)),
-    "v": lambda schedule, t, sd: (-schedule.sigma(t), schedule.alpha(t)),
-    "flow": lambda schedule, t, sd: (schedule.d_alpha(t), schedule.d_sigma(t)),
+def _edm(schedule: Schedule, now: Instant, sigma_data: float) -> Row:
+    r = _spread_of(now, sigma_data)
+    return now.sigma / (sigma_data * r), -now.alpha * sigma_data / r
+
+
+def _flow(schedule: Schedule, now: Instant, sigma_data: float) -> Row:
+    a, b = schedule.d_alpha(now.t), schedule.d_sigma(now.t)
+    return (a, b) if isinstance(now.t, Tensor) else (float(a), float(b))
+
+
+ROWS: dict[str, Callable[[Schedule, Instant, float], Row]] = {
+    "x0": lambda schedule, now, sd: (1.0, 0.0),
+    "eps": lambda schedule, now, sd: (0.0, 1.0),
+    "score": lambda schedule, now, sd: (0.0, -1 / now.sigma),
+    "v": lambda schedule, now, sd: (-now.sigma, now.alpha),
+    "flow": _flow,
     "edm": _edm,
 }
-"""The rows by name: (schedule, t, sigma_data) -> (a, b)."""
+"""The rows by name: (schedule, instant, sigma_data) -> (a, b)."""
 
 
-def row(name: str, schedule: Schedule, t: Tensor, sigma_data: float = 1.0) -> Row:
+def row(name: str, schedule: Schedule, t: Time, sigma_data: float = 1.0) -> Row:
     """Return a row; equation (1).
 
     Args:
         name: a key of :data:`ROWS`.
         schedule: of the process.
-        t: times, float64.
+        t: time.
         sigma_data: the data's standard deviation, for "edm".
 
     Raises:
         UserError: an unknown name.
     """
-    return choose("parameterisation", name, ROWS)(schedule, t, sigma_data)
+    return choose("parameterisation", name, ROWS)(schedule, schedule.at(t), sigma_data)
 
 
 @dataclass(frozen=True)
@@ -82,33 +92,38 @@ class Estimate:
 
     Attributes:
         x_t: (B, ...) the noisy state.
-        t: its time, float64, 0-dimensional or (B,).
+        t: its time.
         schedule: the process' schedule.
         output: (B, ...) what the network returned.
-        a: row of the output, float64 of the shape of ``t``.
+        a: row of the output, of the shape of the time.
         b: row of the output.
-        x0_var: Var(x_0 | x_t), if it is known: a number or a tensor that broadcasts to ``x_t``.
+        variance: finds Var(x_0 | x_t), if it is known; asked only where it is wanted.
+        fraction: (B, ...) where in [0, 1] the reverse step's log variance lies, if the network says so.
     """
 
     x_t: Tensor
-    t: Tensor
+    t: Instant
     schedule: Schedule
     output: Tensor
-    a: Tensor
-    b: Tensor
-    x0_var: Tensor | None = None
+    a: Number
+    b: Number
+    variance: Callable[[Estimate], Tensor | None] | None = None
+    fraction: Tensor | None = None
 
     @cached_property
     def x0(self) -> Tensor:
         """E[x_0 | x_t], (B, ...)."""
-        alpha, sigma = self.schedule.alpha(self.t), self.schedule.sigma(self.t)
-        return self._mix(sigma, -self.b, self.a * sigma - self.b * alpha)
+        return self._mix(self.t.sigma, -self.b)
+
+    @cached_property
+    def x0_var(self) -> Tensor | None:
+        """Var(x_0 | x_t), if it is known, of a shape that broadcasts to ``x_t``."""
+        return None if self.variance is None else self.variance(self)
 
     @cached_property
     def eps(self) -> Tensor:
         """E[eps | x_t], (B, ...); for t > 0."""
-        alpha, sigma = self.schedule.alpha(self.t), self.schedule.sigma(self.t)
-        return self._mix(-alpha, self.a, self.a * sigma - self.b * alpha)
+        return self._mix(-self.t.alpha, self.a)
 
     @cached_property
     def score(self) -> Tensor:
@@ -131,7 +146,11 @@ class Estimate:
             UserError: an unknown name.
         """
         a, b = row(name, self.schedule, self.t, sigma_data)
-        return spread(a, self.x_t) * self.x0 + spread(b, self.x_t) * self.eps
+        return self.x0 * spread(a, self.x_t) + self.eps * spread(b, self.x_t)
 
-    def _mix(self, of_output: Tensor, of_x: Tensor, over: Tensor) -> Tensor:
-        return spread(of_output / over, self.x_t) * self.output + spread(of_x / over, self.x_t) * self.x_t
+    def _mix(self, of_output: Number, of_x: Number) -> Tensor:
+        over = self.a * self.t.sigma - self.b * self.t.alpha  # D of equation (2)
+        scaled = self.x_t * spread(of_x / over, self.x_t)
+        if isinstance(over, Tensor):
+            return scaled + self.output * spread(of_output / over, self.x_t)
+        return torch.add(scaled, self.output, alpha=of_output / over)

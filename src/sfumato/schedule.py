@@ -10,6 +10,7 @@ Time runs from t = 0 (data) to t = 1 (noise).
 A schedule is four functions of t: ``alpha``, ``var`` (= sigma^2) and their derivatives ``d_alpha`` and ``d_var``;
 all else follows. They are computed in float64 and on the device of t, and cast by whoever uses them, because
 1 - alpha^2 in float32 or bfloat16 loses the early steps altogether. ``time`` inverts logsnr in closed form.
+An :class:`Instant` is a time with the schedule read at it: a loop over a grid reads it once, into plain numbers.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +27,42 @@ from torch.nn.functional import softplus
 
 from sfumato.errors import UserError
 
-__all__ = ["EDM", "SCHEDULES", "VE", "VP", "Cosine", "Flow", "Schedule", "SubVP", "Table", "Time", "as_time"]
+__all__ = ["EDM", "SCHEDULES", "VE", "VP", "Cosine", "Flow", "Instant", "Number", "Schedule", "SubVP"]
+__all__ += ["Table", "Time", "as_time"]
 
-Time = float | Tensor
-"""A time in [0, 1]: a number, a 0-dimensional tensor, or one time for each example, (B,)."""
+Number = Any
+"""A coefficient: a float in a loop over a grid, a float64 tensor (B,) in training. The same arithmetic serves both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """A time with the schedule read at it; made by :meth:`Schedule.at`.
+
+    Attributes:
+        t: the time.
+        alpha: the signal's factor.
+        sigma: the noise's standard deviation.
+        logsnr: 2 log(alpha/sigma).
+    """
+
+    t: Number
+    alpha: Number
+    sigma: Number
+    logsnr: Number
+
+    @property
+    def r(self) -> Number:
+        """sigma/alpha, the noise level against the signal; inf where no signal is left."""
+        return self.sigma / self.alpha if isinstance(self.alpha, Tensor) or self.alpha else math.inf
+
+
+Time = float | Tensor | Instant
+"""A time in [0, 1]: a number, a 0-dimensional tensor, one time for each example, (B,), or any of these read already."""
 
 
 def as_time(t: Time) -> Tensor:
     """Return ``t`` as a float64 tensor."""
-    return torch.as_tensor(t, dtype=torch.float64)
+    return torch.as_tensor(t.t if isinstance(t, Instant) else t, dtype=torch.float64)
 
 
 class Schedule(ABC):
@@ -58,6 +87,20 @@ class Schedule(ABC):
     @abstractmethod
     def time(self, logsnr: Time) -> Tensor:
         """Return the time at which logsnr is reached, the inverse of (2)."""
+
+    def at(self, t: Time) -> Instant:
+        """Return ``t`` with alpha, sigma and logsnr at it: numbers for a number, float64 tensors for a tensor."""
+        if isinstance(t, Instant):
+            return t
+        if isinstance(t, Tensor):
+            t = as_time(t)
+            return Instant(t, self.alpha(t), self.sigma(t), self.logsnr(t))
+        return self.instants(torch.tensor([t], dtype=torch.float64))[0]
+
+    def instants(self, times: Tensor) -> list[Instant]:
+        """Return every time of (n,) as an instant of plain numbers: the schedule is read once for all."""
+        columns = (times, self.alpha(times), self.sigma(times), self.logsnr(times))
+        return [Instant(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
 
     def sigma(self, t: Time) -> Tensor:
         """Return the noise's standard deviation."""

@@ -5,9 +5,11 @@
      v = var_ts            "large":   the forward step's variance, right if the data are N(0, 1)  (sec. 3.2)
      v = tau^2 + c^2 Var(x_0 | x_t)   "optimal":  the true variance of p(x_s | x_t), c = d mu / d x_0_hat
                                                               (Bao et al. 2201.06503, theorem 1)
+     v = tau^(2 - 2f) var_ts^f   "learned": between the first two, with f in [0, 1] from the network
+                                                              (Nichol and Dhariwal 2102.09672, eq. 15)
 
-With (2) optimal the chain is exact on Gaussian data in any number of steps. "small" and "large" draw no noise in a
-step to t = 0, where DDPM stops at its estimate.
+With (2) optimal the chain is exact on Gaussian data in any number of steps. All but "optimal" draw no noise in a
+step to t = 0, where DDPM stops at its estimate. "small" is the reverse step of any process, tokens included.
 """
 
 from __future__ import annotations
@@ -18,45 +20,55 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sfumato.denoise import Model
-from sfumato.dist import Normal, Rng
-from sfumato.errors import UserError
+from sfumato.denoise import Model, learned_step
+from sfumato.dist import Dist, Normal, Rng
+from sfumato.errors import UserError, choose
+from sfumato.process import spread
 from sfumato.rows import Estimate
+from sfumato.sampler.base import Sampler
+from sfumato.schedule import Instant, Time
 
-__all__ = ["Ancestral"]
+__all__ = ["Ancestral", "Variance"]
+
+Variance = Literal["small", "large", "optimal", "learned"]
+"""Names of equation (2)."""
+
+SOURCES = {
+    "small": "Ho et al. 2006.11239, alg. 2",
+    "large": "Ho et al. 2006.11239, sec. 3.2",
+    "optimal": "Bao et al. 2201.06503, thm. 1",
+    "learned": "Nichol and Dhariwal 2102.09672, eq. 15",
+}
+"""The variances, and where they come from."""
 
 
 @dataclass(frozen=True)
-class Ancestral:
+class Ancestral(Sampler):
     """The chain's own way back; equations (1) and (2).
 
     Attributes:
-        variance: "small", "large" or "optimal".
+        variance: "small", "large", "optimal" or "learned".
     """
 
-    variance: Literal["small", "large", "optimal"] = "small"
+    variance: Variance = "small"
     order = 1
     stochastic = True
 
     def __post_init__(self) -> None:
-        if self.variance not in ("small", "large", "optimal"):
-            raise UserError(f"variance is small, large or optimal, got '{self.variance}'")
+        choose("variance", self.variance, SOURCES)
 
-    def init(self, model: Model, x: Tensor, t: Tensor) -> None:
-        """Remember nothing."""
+    @property
+    def source(self) -> str:  # type: ignore[override]
+        """Paper and equation."""
+        return SOURCES[self.variance]
 
     def step(
-        self, model: Model, x: Tensor, t: Tensor, s: Tensor, memory: None, rng: Rng
+        self, model: Model, x: Tensor, t: Instant, s: Instant, memory: None, rng: Rng
     ) -> tuple[Tensor, Estimate, None]:
-        """Draw x_s from the reverse step; see ``Sampler.step``.
-
-        Raises:
-            UserError: "optimal", and the model does not know Var(x_0 | x_t).
-        """
         estimate = model(x, t)
         return self.law(model, estimate, t, s).sample(rng), estimate, None
 
-    def law(self, model: Model, estimate: Estimate, t: Tensor, s: Tensor) -> Normal:
+    def law(self, model: Model, estimate: Estimate, t: Time, s: Time) -> Dist:
         """Return p_theta(x_s | x_t); equations (1) and (2).
 
         Args:
@@ -64,15 +76,23 @@ class Ancestral:
             estimate: the model's at ``t``.
             t: time of the state.
             s: earlier time.
+
+        Raises:
+            UserError: the model does not know what this variance is made from.
         """
         q = model.process
-        step = q.posterior(estimate.x_t, estimate.x0, t, s)
+        small = q.reverse(estimate, t, s)
+        if self.variance == "small":
+            return small
+        if not isinstance(small, Normal):
+            raise UserError(f"'{self.variance}' is a variance of Gaussian steps: tokens have variance 'small' only")
         if self.variance == "optimal":
             if estimate.x0_var is None:
                 raise UserError("optimal variance needs Var(x_0 | x_t): call denoiser.measure_mmse(data) first")
-            blur = estimate.x0_var.sqrt().expand_as(estimate.x_t)
-            blur = q.posterior(torch.zeros_like(blur), blur, t, s).mean  # the mean is linear: c times blur
-            return Normal(step.mean, (step.std.square() + blur.square()).sqrt())
-        if self.variance == "large" and s > 0:
-            return Normal(step.mean, q.transition(estimate.x_t, s, t).std)
-        return step
+            _, signal, _ = q.bridge(q.schedule.at(t), q.schedule.at(s))
+            open_ = spread(signal, small.mean) ** 2 * estimate.x0_var
+            return Normal(small.mean, (small.std.square() + open_).sqrt())
+        if self.variance == "learned":
+            return learned_step(q, estimate, t, s)
+        large = q.transition(estimate.x_t, s, t).std
+        return Normal(small.mean, torch.where(small.std > 0, large, 0.0))

@@ -4,14 +4,19 @@
 
 A sampler keeps no state of its own: what it must remember (earlier estimates of a multistep method) is a value
 that ``step`` takes and returns, so one sampler serves any number of trajectories. Noise comes from ``rng`` alone.
+
+The deterministic ones solve the probability-flow ODE, which has a way forth as well (Song et al. 2010.02502, eq. 14):
+
+(2)  encode: the same steps over the same times backwards, from x_0 to the noise that leads to it
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,51 +27,65 @@ from sfumato.errors import UserError
 from sfumato.grid import times
 from sfumato.process import Gaussian
 from sfumato.rows import Estimate
-from sfumato.schedule import Time
+from sfumato.schedule import Instant, Time
 
-__all__ = ["Sampler", "State", "generate", "trajectory"]
+__all__ = ["Sampler", "State", "encode", "first_order", "generate", "trajectory"]
 
 
-class Sampler(Protocol):
-    """One way to go from time t to an earlier time s."""
+class Sampler(ABC):
+    """One way to go from time t to an earlier time s.
 
-    @property
-    def order(self) -> int:
-        """Order of convergence of the whole way in the step size: declared here, measured by the tests."""
+    Attributes:
+        order: of convergence of the whole way in the step size: declared here, measured by the tests.
+        calls: network calls a step.
+        stochastic: whether steps draw noise; then ``order`` is that of the law (weak order).
+        source: paper and equation.
+    """
 
-    @property
-    def stochastic(self) -> bool:
-        """Whether steps draw noise; then ``order`` is that of the law (weak order)."""
+    order: int
+    calls: int = 1
+    stochastic: bool = False
+    source: str
 
-    def init(self, model: Model, x: Tensor, t: Tensor) -> Any:
-        """Return the memory before the first step.
+    def path(self, stops: Sequence[Instant]) -> Sequence[Instant]:
+        """Return where to stop, given the stops of a grid: the same, unless the sampler goes other ways.
+
+        Raises:
+            UserError: the sampler cannot go this way.
+        """
+        return stops
+
+    def init(self, model: Model, x: Tensor, stops: Sequence[Instant]) -> Any:
+        """Return the memory before the first step: nothing, unless the sampler remembers or plans.
 
         Args:
             model: what estimates the data.
             x: (B, ...) state at the start.
-            t: its time.
-        """
+            stops: of the whole way, the start included.
 
-    def step(
-        self, model: Model, x: Tensor, t: Tensor, s: Tensor, memory: Any, rng: Rng
-    ) -> tuple[Tensor, Estimate, Any]:
+        Raises:
+            UserError: the sampler does not work with this model or on these stops.
+        """
+        return None
+
+    @abstractmethod
+    def step(self, model: Model, x: Tensor, t: Instant, s: Instant, memory: Any, rng: Rng) -> tuple[Tensor, Any, Any]:
         """Go from ``x`` at ``t`` to the earlier time ``s``.
 
         Args:
             model: what estimates the data.
             x: (B, ...) state.
             t: its time.
-            s: the grid's next time.
+            s: the next stop.
             memory: what ``init`` or the step before returned.
             rng: where noise comes from, if the sampler is stochastic.
 
         Returns:
-            The new state, the estimate made at ``t``, and the memory for the next step.
+            The new state, the model's estimate from which it was made, and the memory for the next step.
         """
 
 
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """One stop of the way back.
 
     Attributes:
@@ -88,13 +107,9 @@ class _Counted:
     """A model that counts its calls."""
 
     def __init__(self, model: Model) -> None:
-        self.model, self.calls = model, 0
+        self.model, self.process, self.calls = model, model.process, 0
 
-    @property
-    def process(self) -> Gaussian:
-        return self.model.process
-
-    def __call__(self, x_t: Tensor, t: Time) -> Estimate:
+    def __call__(self, x_t: Tensor, t: Time) -> Any:
         self.calls += 1
         return self.model(x_t, t)
 
@@ -119,17 +134,11 @@ def trajectory(
         rng: where a stochastic sampler's noise comes from.
 
     Raises:
-        UserError: a bad grid, or ``x`` or a state that is not finite; the line names the step.
+        UserError: a bad grid, a sampler that does not work with it or with the model, or ``x`` or a state that is
+            not finite; the line names the step.
     """
-    counted = _Counted(model)
-    stops = times(grid, steps, model.process.schedule)
-    memory = sampler.init(counted, x, stops[0])
-    _check(x, 0, stops[0])
-    yield State(0, float(stops[0]), x, None, 0)
-    for k, (t, s) in enumerate(pairwise(stops), start=1):
-        x, estimate, memory = sampler.step(counted, x, t, s, memory, rng)
-        _check(x, k, s)
-        yield State(k, float(s), x, estimate.x0, counted.calls)
+    schedule = model.process.schedule
+    return _way(model, sampler, x, sampler.path(schedule.instants(times(grid, steps, schedule))), rng)
 
 
 def generate(
@@ -146,9 +155,73 @@ def generate(
     return x
 
 
-def _check(x: Tensor, k: int, t: Tensor) -> None:
-    if not bool(x.isfinite().all()):
-        raise UserError(
-            f"the state is not finite after step {k} (t = {float(t):.4g}): "
-            "the start or the network's weights hold NaN or inf"
-        )
+@torch.no_grad()
+def encode(
+    model: Model,
+    sampler: Sampler,
+    x: Tensor,
+    grid: str | Sequence[float] | Tensor = "logsnr",
+    steps: int = 12,
+) -> Tensor:
+    """Return the noise at the grid's first time from which a deterministic sampler comes to ``x``; equation (2).
+
+    Data have no score. If the grid ends at 0, the first step is the first stop's own estimate of the noise in x.
+
+    Args:
+        model: what estimates the data.
+        sampler: a deterministic one; ``generate`` with the same sampler and grid leads back.
+        x: (B, ...) data, or states at the grid's last time.
+        grid: as for :func:`trajectory`.
+        steps: as for :func:`trajectory`.
+
+    Raises:
+        UserError: a stochastic sampler, and as for :func:`trajectory`.
+    """
+    schedule = model.process.schedule
+    if sampler.stochastic:
+        raise UserError("a stochastic sampler has no way forth to encode with: use a deterministic one, such as ddim")
+    stops = schedule.instants(times(grid, steps, schedule))[::-1]
+    if stops[0].t == 0:
+        stops = stops[1:]
+        x = stops[0].alpha * x
+        x = x + stops[0].sigma * model(x, stops[0]).eps
+    for state in _way(model, sampler, x, stops, None):
+        x = state.x
+    return x
+
+
+def first_order(process: Gaussian, x: Tensor, estimate: Estimate, t: Instant, s: Instant) -> Tensor:
+    """Return the state at ``s`` if the estimate stayed as it is at ``t``; defined at r = inf and at sigma = 0 too.
+
+    Args:
+        process: whose ODE it is.
+        x: (B, ...) state.
+        estimate: at it.
+        t: its time.
+        s: where to go.
+    """
+    keep, signal, _ = process.bridge(t, s, eta=0.0)
+    return (x * keep).add_(estimate.x0, alpha=signal)
+
+
+@torch.no_grad()
+def _way(model: Model, sampler: Sampler, x: Tensor, stops: Sequence[Instant], rng: Rng) -> Iterator[State]:
+    """Yield the states at the stops; equation (1)."""
+    counted = _Counted(model)
+    memory = sampler.init(counted, x, stops)
+    _check(x, 0, stops[0])
+    yield State(0, stops[0].t, x, None, 0)
+    for k, (t, s) in enumerate(pairwise(stops), start=1):
+        x, estimate, memory = sampler.step(counted, x, t, s, memory, rng)
+        _check(x, k, s)
+        yield State(k, s.t, x, estimate.x0, counted.calls)
+
+
+def _check(x: Tensor | Mapping[str, Tensor], k: int, t: Instant) -> None:
+    """Refuse NaN and inf. A sum is cheaper than a look at every number, and not finite if one of them is not."""
+    for part in x.values() if isinstance(x, Mapping) else (x,):
+        if not math.isfinite(part.sum().item()) and not bool(part.isfinite().all()):
+            raise UserError(
+                f"the state is not finite after step {k} (t = {t.t:.4g}): "
+                "the start or the network's weights hold NaN or inf"
+            )

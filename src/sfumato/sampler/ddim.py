@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sfumato.denoise import Model
-from sfumato.dist import Rng
+from sfumato.dist import Rng, randn_like
 from sfumato.errors import UserError
 from sfumato.rows import Estimate
+from sfumato.sampler.base import Sampler
+from sfumato.schedule import Instant
 
 __all__ = ["DDIM"]
 
 
 @dataclass(frozen=True)
-class DDIM:
+class DDIM(Sampler):
     """One network call a step, equation (1).
 
     Attributes:
@@ -29,23 +31,21 @@ class DDIM:
 
     eta: float = 0.0
     order = 1
+    source = "Song et al. 2010.02502, eq. 12"
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
             raise UserError(f"eta lies in [0, 1], 0 for no noise, got {self.eta}")
 
     @property
-    def stochastic(self) -> bool:
+    def stochastic(self) -> bool:  # type: ignore[override]
         """Whether steps draw noise."""
         return self.eta > 0
 
-    def init(self, model: Model, x: Tensor, t: Tensor) -> None:
-        """Remember nothing."""
-
     def step(
-        self, model: Model, x: Tensor, t: Tensor, s: Tensor, memory: None, rng: Rng
+        self, model: Model, x: Tensor, t: Instant, s: Instant, memory: None, rng: Rng
     ) -> tuple[Tensor, Estimate, None]:
-        """Go to ``s``; see ``Sampler.step``."""
         estimate = model(x, t)
-        law = model.process.posterior(x, estimate.x0, t, s, self.eta)
-        return law.sample(rng) if self.stochastic else law.mean, estimate, None
+        keep, signal, noise = model.process.bridge(t, s, self.eta)
+        x = (keep * x).add_(estimate.x0, alpha=signal)
+        return x.add_(randn_like(x, rng), alpha=noise) if noise else x, estimate, None
