@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 import json
 from itertools import pairwise
 
@@ -13,13 +14,16 @@ from sfumato.data import load as load_data
 from sfumato.dist import stream
 from sfumato.engine import checkpoint
 from sfumato.engine.average import PowerAverage
-from sfumato.engine.begin import seconds_of
+from sfumato.engine.begin import Asked, Choices, configure, seconds_of
 from sfumato.engine.config import Config, read_config, write_config
 from sfumato.engine.progress import Plain, duration
 from sfumato.engine.run import Run, latest
 from sfumato.engine.trainer import COOL_DOWN, Trainer
 from sfumato.errors import UserError
 from sfumato.models.diffusion import Spec
+from sfumato.sampler.ancestral import Ancestral
+from sfumato.verbs import train
+from sfumato.weighting import Likelihood
 
 SPEC = Spec(network="mlp", widths=(32,), blocks=2, sigma_data=1.0)
 CONFIG = Config(data="moons", model=SPEC, batch=64, steps=12)
@@ -145,6 +149,111 @@ def test_a_training_learns(tmp_path, moons, quiet):
     none.network = trainer.run.build().denoiser.network  # its last layer starts at zero
     ours, least, most = (d.loss(states, rng=stream(0)).mean().item() for d in (trainer.ema.denoiser, best, none))
     assert least < ours < (least + most) / 2
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits")
+
+
+def chosen(dataset, **asked):
+    """The config of a run for which this is asked, and what is said of it."""
+    defaults = {name: p.default for name, p in inspect.signature(train).parameters.items()}
+    choices = Choices()
+    return configure(dataset, Asked(**defaults | {"data": dataset.name, "steps": 6} | asked), choices), choices.lines
+
+
+def test_a_run_for_likelihood_is_told_apart_from_one_for_samples(digits, moons):
+    """Every choice that differs is said with its reason, and the model is built with it."""
+    config, lines = chosen(digits, likelihood=True)
+    model, usual = config.model, chosen(digits)[0].model
+    assert (model.weighting, model.law, model.dequantise, model.precision) == ("elbo", "likelihood", True, "fp32")
+    assert (usual.weighting, usual.law, usual.dequantise) == ("edm", "lognormal", False)
+    assert model.sigma_data**2 - usual.sigma_data**2 == pytest.approx(digits.codec.level_width**2 / 12, rel=1e-6)
+    for name, value in (("precision", "fp32"), ("weighting", "elbo"), ("law", "likelihood"), ("dequantise", "True")):
+        (line,) = (line for line in lines if line.split()[0] == name)
+        assert line.split()[1] == value
+        assert len(line.split()) > 4
+    assert isinstance(model.build(digits.codec).denoiser.law, Likelihood)
+    assert not chosen(moons, likelihood=True)[0].model.dequantise
+    assert chosen(digits, likelihood=True, weighting="learned")[0].model.weighting == "learned"
+    assert chosen(digits, weighting="min-snr")[0].model.weighting == "min-snr"
+    with pytest.raises(UserError, match="did you mean 'min-snr'"):
+        chosen(digits, weighting="minsnr")
+
+
+def test_dequantised_examples_fill_their_bins(tmp_path, digits):
+    """u ~ U(-1/2, 1/2) of a level, a function of the step; the outermost bins reach half a level out of [-1, 1]."""
+    config, _ = chosen(digits, likelihood=True)
+    trainer = Trainer(Run.create(tmp_path / "run", config, digits), digits)
+    index, width = torch.arange(1000), digits.codec.level_width
+    states = digits.codec.encode(digits.items[index])
+    assert float(states.min()) == -1
+    assert float(states.max()) == 1
+    place = (trainer._examples(index, stream(1))[0] - states) / width
+    assert float(place.abs().max()) <= 0.5 + 1e-6
+    assert float(place.mean()) == pytest.approx(0, abs=4 / (12 * place.numel()) ** 0.5)
+    assert float(place.var()) == pytest.approx(1 / 12, rel=0.02)
+    again, other = (trainer._examples(index, stream(seed))[0] for seed in (1, 2))
+    assert torch.equal((again - states) / width, place)
+    assert not torch.equal(again, other)
+
+
+@pytest.mark.parametrize("weighting", ["elbo", "learned"])
+def test_runs_with_more_to_learn_resume_exactly(tmp_path, digits, weighting):
+    config, _ = chosen(digits, likelihood=True, learn_variance=True, weighting=weighting, batch=8)
+    spec = dataclasses.replace(config.model, widths=(8, 8), blocks=1)
+    config = dataclasses.replace(config, model=spec)
+    straight, broken = (Trainer(Run.create(tmp_path / name, config, digits), digits) for name in "ab")
+    for _ in range(6):
+        straight.advance()
+    for _ in range(3):
+        broken.advance()
+    broken.save()
+    broken = Trainer(broken.run, digits)
+    for _ in range(3):
+        broken.advance()
+    assert straight.model.fingerprint() == broken.model.fingerprint()
+    assert straight.ema.fingerprint() == broken.ema.fingerprint()
+    names = dict(straight.model.named_parameters())
+    assert ("denoiser.uncertainty.knots" in names) == (weighting == "learned")
+    if weighting == "learned":
+        assert bool((names["denoiser.uncertainty.knots"] != 0).any())
+
+
+def test_a_variance_learns_on_the_way(tmp_path, moons, quiet):
+    """More than half of what the start, f = 1/2, loses to the optimal variance is gone after 300 steps.
+
+    In the KL of single steps of the chain of 1,000 near the data, on held-out examples and the same noise.
+    """
+    spec = dataclasses.replace(SPEC, variance="learned")
+    trainer = begin(tmp_path / "run", moons, model=spec, steps=300, batch=256, lr=3e-3)
+    trainer.fit(quiet)
+    states, q = moons.codec.encode(moons.test.items[:2000]), trainer.ema.denoiser.process
+    for t in (0.0005, 0.002, 0.005, 0.01):
+        x_t, s = q.marginal(states, t).sample(stream(3)), max(t - 0.001, t / 2)
+        ours = trainer.ema.denoiser(x_t, t)
+        start = dataclasses.replace(ours, fraction=torch.full_like(x_t, 0.5))
+        laws = [Ancestral("learned").law(trainer.ema.denoiser, estimate, t, s) for estimate in (ours, start)]
+        laws.append(Ancestral("optimal").law(trainer.ema.denoiser, ours, t, s))
+        learned, half, optimal = (float(q.posterior(x_t, states, t, s).kl(law).mean()) for law in laws)
+        assert learned < (half + optimal) / 2
+    learned, small = (trainer.ema.sample(64, method=name) for name in ("ancestral-learned", "ancestral"))
+    assert not torch.equal(learned, small)
+    assert float((learned - moons.items.mean(0)).std()) == pytest.approx(float(moons.items.std()), rel=0.3)
+    plain = begin(tmp_path / "plain", moons).model
+    with pytest.raises(UserError, match="not trained to predict its variance"):
+        plain.sample(2, method="ancestral-learned")
+
+
+def test_configs_from_before_a_key_was_there_still_load(tmp_path):
+    path = tmp_path / "config.toml"
+    write_config(path, CONFIG)
+    lines = path.read_text().splitlines()
+    kept = [line for line in lines if line.partition(" ")[0] not in ("law", "variance", "dequantise")]
+    assert len(lines) - len(kept) == 3
+    path.write_text("\n".join(kept))
+    assert read_config(path) == CONFIG
 
 
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path, moons, quiet):

@@ -34,6 +34,10 @@ class Codec(Protocol):
     def dims(self) -> tuple[int, ...]:
         """Shape of one state: (C, H, W) for images, (D,) for points."""
 
+    @property
+    def level_width(self) -> float:
+        """Distance between neighbouring levels of a state; 0 for items that vary continuously."""
+
     def encode(self, items: Tensor) -> Tensor:
         """Items (N, *raw) -> float32 states (N, *dims)."""
 

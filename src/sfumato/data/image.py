@@ -63,9 +63,14 @@ class ImageCodec:
         """(C, H, W)."""
         return (self.channels, self.height, self.width)
 
+    @property
+    def level_width(self) -> float:
+        """2 / (levels - 1). Half of it added to the outermost levels leaves [-1, 1]: bins are all of one width."""
+        return 2 / (self.levels - 1)
+
     def encode(self, items: Tensor) -> Tensor:
         """uint8 (N, C, H, W) -> float32 in [-1, 1]."""
-        return items.to(torch.float32) * (2 / (self.levels - 1)) - 1
+        return items.to(torch.float32) * self.level_width - 1
 
     def decode(self, states: Tensor) -> Tensor:
         """Float (N, C, H, W) -> uint8, to the nearest level, clipped to 0..levels-1.

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-__all__ = ["BLUE", "BLUR", "WINDOW", "Pixels", "cloud", "contact_sheet"]
+__all__ = ["BLUE", "BLUR", "WINDOW", "Pixels", "cloud", "contact_sheet", "shade"]
 
 Pixels = NDArray[np.uint8]
 """A picture, (h, w, 3), RGB 0 to 255."""
@@ -74,6 +74,11 @@ def cloud(points: Floats, side: int, window: float = WINDOW, strength: float = 1
     bins = bins[((bins >= 0) & (bins < side)).all(1)]
     counts = np.bincount(bins @ [1, side], minlength=side**2).reshape(side, side)  # ten times faster than histogram2d
     density = gaussian_filter(counts.astype(np.float32), blur / pixel, mode="constant") / (len(points) * pixel**2)
+    return shade(density, strength)
+
+
+def shade(density: Floats, strength: float = 1.0) -> Pixels:
+    """Return the colours of a density (h, w), (h, w, 3); equation (1), its ink times ``strength``."""
     ink = (1 - np.exp(-density / DENSITY)) * strength
     blue = np.array([int(BLUE[k : k + 2], 16) for k in (1, 3, 5)])
     return np.asarray((255 + ink[..., None] * (blue - 255.0)).round().astype(np.uint8))

@@ -59,6 +59,11 @@ class PointsCodec:
         """(D,)."""
         return (len(self.mean),)
 
+    @property
+    def level_width(self) -> float:
+        """0: points vary continuously."""
+        return 0.0
+
     def encode(self, items: Tensor) -> Tensor:
         """(N, D) in the user's units -> float32 states."""
         mean = torch.tensor(self.mean, dtype=torch.float64, device=items.device)

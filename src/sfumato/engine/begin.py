@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +69,9 @@ class Asked:
     skip_bad: bool
     schedule: str
     parameterisation: str
+    weighting: str | None
+    likelihood: bool
+    learn_variance: bool
     precision: Literal["fp32", "bf16"] | None
     device: str | None
     save_every: float
@@ -89,7 +93,7 @@ class Choices:
             reason: for that.
         """
         value = chosen if asked is None else asked
-        self.lines.append(f"  {name:<10} {value!s:<8} {reason if asked is None else 'as asked'}")
+        self.lines.append(f"  {name:<10} {value!s:<10} {reason if asked is None else 'as asked'}")
         return value
 
 
@@ -166,10 +170,12 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices) -> Config:
     size = choices.take("size", asked.size, "tiny" if little else "small", f"learns {shape} values in minutes on a CPU")
     batch = choices.take("batch", asked.batch, *_batch(points, little))
     lr = choices.take("lr", asked.lr, *LEARNING_RATES[size])
-    precision = choices.take("precision", asked.precision, *_precision(device, points))
+    precision = choices.take("precision", asked.precision, *_precision(device, points, asked.likelihood))
     few = len(dataset.items) < FEW and not points
     dropout = choices.take("dropout", None, 0.1 if few else 0.0, "few examples" if few else "enough examples")
-    sigma_data = float(dataset.codec.encode(dataset.items[:10_000]).std())
+    aim = _likelihood(dataset, asked, choices) if asked.likelihood else _samples(asked, choices)
+    width = dataset.codec.level_width if aim["dequantise"] else 0.0
+    sigma_data = math.hypot(float(dataset.codec.encode(dataset.items[:10_000]).std()), width / math.sqrt(12))
     choices.take("sigma_data", None, round(sigma_data, 4), "the data's standard deviation, measured")
     model = Spec(
         **_network(size, points),
@@ -177,7 +183,8 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices) -> Config:
         classes=len(dataset.classes) if asked.classes else 0,
         schedule=asked.schedule,
         parameterisation=asked.parameterisation,
-        weighting=asked.parameterisation,
+        **aim,
+        variance="learned" if asked.learn_variance else "fixed",
         sigma_data=sigma_data,
         precision=precision,
     )
@@ -238,8 +245,27 @@ def device_of(asked: str | None) -> tuple[str, str]:
     return name, "the fastest found"
 
 
-def _precision(device: str, points: bool) -> tuple[str, str]:
+def _samples(asked: Asked, choices: Choices) -> dict[str, Any]:
+    """Return what training looks at for good samples."""
+    weighting = choices.take(
+        "weighting", asked.weighting, asked.parameterisation, "plain error of the network's output"
+    )
+    return {"weighting": weighting, "law": "lognormal", "dequantise": False}
+
+
+def _likelihood(dataset: Dataset, asked: Asked, choices: Choices) -> dict[str, Any]:
+    """Return what training looks at for a tight bound on log p(x)."""
+    weighting = choices.take("weighting", asked.weighting, "elbo", "the bound on log p(x) itself")
+    law = choices.take("law", None, "likelihood", "every noise level that has a share in the bound")
+    levels = dataset.codec.level_width > 0
+    why = "spread over their bins, levels have a density" if levels else "the data vary continuously"
+    return {"weighting": weighting, "law": law, "dequantise": choices.take("dequantise", None, levels, why)}
+
+
+def _precision(device: str, points: bool, likelihood: bool) -> tuple[str, str]:
     """Return the precision inside the network, and why."""
+    if likelihood:
+        return "fp32", "bits are counted at noise so low that bf16 rounds it away"
     if points:
         return "fp32", "the network is too small to gain from less"
     if device == "cuda":

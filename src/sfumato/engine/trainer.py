@@ -4,7 +4,7 @@ Nothing random is a state. With stream() of dist.py, s = seed:
 
 (1)  first weights          = f(s)
 (2)  examples of step k     = f(s, epoch): the k-th batch of an endless row of shuffled epochs
-(3)  times and noise of k   = f(s, k);  dropout of k = f(s, k)
+(3)  times and noise of k   = f(s, k), that of dequantisation included;  dropout of k = f(s, k)
 (4)  learning rate of k     = lr min(1, k / WARM_UP), then falling to 0 over the last COOL_DOWN of the run
 
 So a run killed anywhere and resumed from its last checkpoint ends with the same bits. A run that is given a time
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sfumato.data import Dataset
-from sfumato.dist import stream
+from sfumato.dist import rand, stream
 from sfumato.engine import checkpoint
 from sfumato.engine.average import PowerAverage
 from sfumato.engine.interrupt import Interrupt
@@ -123,9 +123,10 @@ class Trainer:
 
     def advance(self) -> float:
         """Do one training step and return its loss."""
-        states, cond = self._examples(self.batch(self.step))
+        rng = stream(self.config.seed, NOISE, self.step)
+        states, cond = self._examples(self.batch(self.step), rng)
         with self._dropout():
-            loss = self.model.denoiser.loss(states, cond, stream(self.config.seed, NOISE, self.step)).mean()
+            loss = self.model.denoiser.loss(states, cond, rng).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, CLIP))
@@ -170,15 +171,17 @@ class Trainer:
         count = min(MMSE_EXAMPLES, len(self.dataset.items))
         rng = stream(self.config.seed, MMSE)
         index = torch.randperm(len(self.dataset.items), generator=rng)[:count]
-        states, cond = self._examples(index)
+        states, cond = self._examples(index, rng)
         self.ema.denoiser.measure_mmse(states, cond, rng)
 
-    def _examples(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return the states and labels of examples, on the device."""
-        device, labels = self.config.device, self.dataset.labels
-        states = self.dataset.codec.encode(self.dataset.items[index]).to(device)
+    def _examples(self, index: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Return the states and labels of examples, on the device; dequantised if the model is of such states."""
+        device, labels, codec = self.config.device, self.dataset.labels, self.dataset.codec
+        states = codec.encode(self.dataset.items[index])
+        if self.config.model.dequantise:
+            states = states + codec.level_width * (rand(states, rng) - 0.5).to(states.dtype)
         wanted = self.config.model.classes > 0 and labels is not None
-        return states, labels[index].to(device) if wanted and labels is not None else None
+        return states.to(device), labels[index].to(device) if wanted and labels is not None else None
 
     def _shuffled(self, epoch: int) -> Tensor:
         """Return the order of an epoch's examples; equation (2)."""

@@ -25,7 +25,7 @@ from sfumato.nn import MLP, UNet
 from sfumato.process import Gaussian
 from sfumato.sampler import State, sampler, trajectory
 from sfumato.schedule import SCHEDULES
-from sfumato.weighting import LogNormal
+from sfumato.weighting import Likelihood, LogNormal
 
 __all__ = ["Diffusion", "Spec"]
 
@@ -46,10 +46,13 @@ class Spec:
         classes: number of classes, 0 for none.
         schedule: a key of ``sfumato.schedule.SCHEDULES``.
         parameterisation: a key of ``sfumato.rows.ROWS``.
-        weighting: a key of ``sfumato.weighting.WEIGHTINGS`` or of ``ROWS``.
+        weighting: a key of ``sfumato.weighting.WEIGHTINGS`` or of ``ROWS``, or "learned".
         sigma_data: the data's standard deviation.
-        noise_mean: of the log-normal law of noise levels in training, against sigma_data.
+        law: how often each noise level is drawn in training, "lognormal" or "likelihood".
+        noise_mean: of the log-normal law, against sigma_data.
         noise_std: its standard deviation.
+        variance: of the reverse step: "learned" by the network, for the sampler "ancestral-learned", or "fixed".
+        dequantise: train on data of finitely many levels spread evenly over the levels' bins.
         precision: "fp32" or "bf16" inside the network.
     """
 
@@ -63,8 +66,11 @@ class Spec:
     parameterisation: str = "edm"
     weighting: str = "edm"
     sigma_data: float = 0.5
+    law: Literal["lognormal", "likelihood"] = "lognormal"
     noise_mean: float = -0.5
     noise_std: float = 1.2
+    variance: Literal["fixed", "learned"] = "fixed"
+    dequantise: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def build(self, codec: Codec, classes: Sequence[str] = ()) -> Diffusion:
@@ -78,6 +84,7 @@ class Spec:
             UserError: an unknown name or an impossible combination.
         """
         network: nn.Module
+        heads = 2 if self.variance == "learned" else 1
         if self.network == "unet":
             network = UNet(
                 codec.dims[0],
@@ -86,17 +93,20 @@ class Spec:
                 attention=self.attention,
                 classes=self.classes,
                 dropout=self.dropout,
+                out=heads * codec.dims[0],
                 precision=self.precision,
             )
         else:
-            network = MLP(math.prod(codec.dims), width=self.widths[0], depth=self.blocks, classes=self.classes)
+            dim = math.prod(codec.dims)
+            network = MLP(dim, width=self.widths[0], depth=self.blocks, classes=self.classes, out=heads * dim)
         denoiser = Denoiser(
             network,
             Gaussian(choose("schedule", self.schedule, SCHEDULES)()),
             parameterisation=self.parameterisation,
             weighting=self.weighting,
             sigma_data=self.sigma_data,
-            law=LogNormal(self.noise_mean, self.noise_std),
+            law=Likelihood() if self.law == "likelihood" else LogNormal(self.noise_mean, self.noise_std),
+            variance=self.variance,
         )
         return Diffusion(denoiser, codec, tuple(classes))
 

@@ -18,18 +18,19 @@ class MLP(nn.Module):
         width: hidden width.
         depth: number of residual blocks.
         classes: number of class labels; 0 means there are none.
+        out: numbers per point of the output; by default as many.
     """
 
-    def __init__(self, dim: int, *, width: int = 128, depth: int = 3, classes: int = 0):
+    def __init__(self, dim: int, *, width: int = 128, depth: int = 3, classes: int = 0, out: int | None = None):
         super().__init__()
         self.conditioning = Conditioning(width, classes)
         self.inlet = started(nn.Linear(dim, width))
         self.film = started(nn.Linear(width, 2 * width * depth), 0.0)
         self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(depth))
-        self.outlet = started(nn.Linear(width, dim), 0.0)
+        self.outlet = started(nn.Linear(width, out or dim), 0.0)
 
     def forward(self, x: Tensor, level: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Points x (B, dim) of unit variance at noise level (B,), about -logsnr / 8, to (B, dim).
+        """Points x (B, dim) of unit variance at noise level (B,), about -logsnr / 8, to (B, out).
 
         Raises:
             ValueError: labels are missing where the network has classes, or given where it has none.

@@ -29,6 +29,7 @@ class UNet(nn.Module):
         attention: per level, whether self-attention follows its blocks. Its cost grows with (height x width)^2.
         classes: number of class labels; 0 means there are none.
         dropout: probability of dropping a hidden activation in training.
+        out: channels of the output; by default as many as of the images.
         precision: "bf16" computes inside the network in bfloat16 (autocast); weights and output keep their type.
 
     Raises:
@@ -44,6 +45,7 @@ class UNet(nn.Module):
         attention: Sequence[bool] = (False, False, True),
         classes: int = 0,
         dropout: float = 0.0,
+        out: int | None = None,
         precision: Literal["fp32", "bf16"] = "fp32",
     ):
         super().__init__()
@@ -63,10 +65,10 @@ class UNet(nn.Module):
         self.join = nn.ModuleList(started(nn.Conv2d(2 * fine, fine, 1)) for fine, _ in steps)
         self.film_sizes = [2 * w for w in (*widths, *reversed(widths)) for _ in range(blocks)]
         self.film = started(nn.Linear(embedding, sum(self.film_sizes)), 0.0)
-        self.outlet = started(nn.Conv2d(widths[0], channels, 3, padding=1), 0.0)
+        self.outlet = started(nn.Conv2d(widths[0], out or channels, 3, padding=1), 0.0)
 
     def forward(self, x: Tensor, level: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Images x (B, C, H, W) of unit variance at noise level (B,), about -logsnr / 8, to the same shape and type.
+        """Images x (B, C, H, W) of unit variance at noise level (B,), about -logsnr / 8, to (B, out, H, W), same type.
 
         Sizes that the levels cannot halve evenly are padded with zeros below and to the right, and cropped back.
 
