@@ -18,6 +18,8 @@ from pictures import png_bytes
 from sfumato import cli, verbs
 from sfumato.cli import main
 from sfumato.engine.checkpoint import checkpoints
+from sfumato.grid import GRIDS
+from sfumato.sampler import SAMPLERS
 
 QUICK = ["--steps", "3", "--batch", "8", "--size", "tiny"]
 
@@ -133,8 +135,10 @@ def test_wrong_words(capsys, here, words, parts):
     [
         (["--class", "11"], ["'11'"]),
         (["--class", "cat"], ["'cat'"]),
-        (["--sampler", "dpm2m"], ["did you mean 'dpm++2m'"]),
+        (["--sampler", "dpm+2m"], ["did you mean 'dpm++2m'"]),
         (["--grid", "karas"], ["did you mean 'karras'"]),
+        (["--grid", "1,0.5,half"], ["1,0.5,half", "numbers parted by commas"]),
+        (["--grid", "0,0.5,1"], ["falls strictly within [0, 1]"]),
         (["--steps", "0"], ["steps", "at least 1"]),
         (["-n", "0"], ["at least one sample"]),
         (["--first", "-1"], ["from index 0"]),
@@ -196,8 +200,34 @@ def test_samples_carry_their_recipe_and_can_be_made_again(capsys, here, trained)
     assert json.loads(grid.text["sfumato"])["n"] == 12
 
 
+def test_a_grid_may_be_given_by_its_times(capsys, here, trained):
+    """0.5 and 0 are where the uniform grid of two steps stops, so the samples are the same to the bit."""
+    assert main(["sample", str(trained), "-n", "2", "--grid", "uniform", "--steps", "2", "--out", "named"]) == 0
+    assert main(["sample", str(trained), "-n", "2", "--grid", "1, 0.5,0", "--out", "listed"]) == 0
+    named, listed = (Image.open(here / d / "000001.png") for d in ("named", "listed"))
+    assert np.array_equal(named, listed)
+    assert json.loads(listed.text["sfumato"])["grid"] == "1, 0.5,0"
+
+
+def test_every_sampler_and_grid_is_listed(capsys):
+    assert main(["samplers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line for line in lines if line}
+    table = sfumato.samplers()
+    assert lines == table.lines()
+    assert [entry.name for entry in table.samplers] == [*SAMPLERS]
+    assert {*SAMPLERS, *GRIDS} <= rows.keys()
+    for name, make in SAMPLERS.items():
+        way = make()
+        noise = "drawn" if way.stochastic else "none"
+        assert rows[name].split(maxsplit=4) == [name, str(way.order), str(way.calls), noise, way.source]
+    assert all(entry.stops for entry in table.grids)
+    assert not table.samplers[[*SAMPLERS].index("ddim")].stochastic
+    assert max(map(len, lines)) <= 120
+
+
 def test_python_has_the_verbs_of_the_command_line(here):
-    assert {"train", "resume", "sample", "load", "show", "inspect", "evaluate"} <= set(dir(sfumato))
+    assert {"train", "resume", "sample", "load", "samplers", "show", "inspect", "evaluate"} <= set(dir(sfumato))
     for verb in cli.VERBS:
         assert getattr(sfumato, verb) is getattr(verbs, verb)
         text = subprocess.run(

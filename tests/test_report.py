@@ -22,10 +22,11 @@ from sfumato.errors import UserError
 from sfumato.files import write_png
 from sfumato.models.diffusion import Spec
 from sfumato.process import Gaussian
-from sfumato.report import gif, plots
+from sfumato.report import gif, plane, plots
 from sfumato.report.gif import LIMIT, write_gif
 from sfumato.report.show import show
 from sfumato.report.states import even_times, evenly, forward_path, way_back
+from sfumato.report.subject import of_run
 from sfumato.schedule import SCHEDULES, Cosine
 
 HOW = {"gif": False, "schedule": "cosine", "steps": 3, "seed": 0, "method": "ddim", "grid": "logsnr", "out": None}
@@ -140,17 +141,18 @@ def test_run_on_points(moons: Path, tmp_path: Path) -> None:
     other.write_text("mine")
     written = show(str(moons), **HOW | {"out": str(tmp_path), "gif": True})
     assert [path.name for path in written] == [
-        "schedule.png", "score.png", "paths.png", "forward.png", "forward.gif", "reverse.png", "reverse.gif",
-        "both.png",
+        "schedule.png", "score.png", "density.png", "paths.png", "forward.png", "forward.gif", "reverse.png",
+        "reverse.gif", "both.png",
     ]  # fmt: skip
     model, _ = Run.open(moons).load()
     for path in written:
         said = recipe(path)
         assert path.stat().st_size < (LIMIT if path.suffix == ".gif" else 300_000)
         assert said["weights"] == model.fingerprint() and said["run"] == "moons" and said["picture"] == path.name
-        assert (said["step"], said["seed"], said["method"], said["grid"]) == (0, 0, "ddim", "logsnr")
+        assert (said["step"], said["seed"], said["grid"]) == (0, 0, "logsnr")
+        assert said["method"] == ("heun" if path.name == "density.png" else "ddim")
         assert said["start"] == "data"
-        assert said["steps"] == (40 if path.name in ("paths.png", "reverse.gif") else 3)
+        assert said["steps"] == (40 if path.name in ("density.png", "paths.png", "reverse.gif") else 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([other.name, *(path.name for path in written)])
     assert other.read_text() == "mine"
 
@@ -260,3 +262,36 @@ def test_score_of_a_gaussian_points_home(moons: Path, tmp_path: Path, monkeypatc
     sigma = [float(Cosine().sigma(Cosine().time(-2 * math.log(level)))) for level in (2.0, 0.8, 0.3, 0.1)]
     for (_, _, places, arrows), s in zip(seen, sigma, strict=True):
         np.testing.assert_allclose(arrows, -places * s, atol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "ve", "flow"])
+def test_density_and_flow_of_a_gaussian(schedule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Untrained, the law is N(0, 1): its density is known with the blur, and drawn to scale its flow stands still."""
+    points = np.random.default_rng(0).normal(size=(50, 2))
+    np.savetxt(tmp_path / "set.csv", points, delimiter=",")
+    run = untrained(tmp_path / "run", str(tmp_path / "set.csv"), replace(POINTS, schedule=schedule))
+    seen: list[tuple] = []
+    monkeypatch.setattr(plots, "density", lambda *what: seen.append(what))
+    plane.density(of_run(Run.open(run), Way(seed=0, steps=3, method="ancestral", grid="logsnr")))
+    ((_, _, _, background, log_p, lines, window),) = seen
+    n, var = len(log_p), 1 + clouds.BLUR**2
+    axis = (2 * np.arange(n) + 1 - n) / n * window
+    r2 = axis[:, None] ** 2 + axis**2
+    np.testing.assert_allclose(log_p, -r2 / (2 * var) - math.log(2 * math.pi * var), atol=5e-3)
+    assert background.shape == points.shape
+    np.testing.assert_allclose(lines, np.broadcast_to(lines[0], lines.shape), atol=0.03)  # three pixels
+    radii = np.sort((lines[0] ** 2).sum(1))  # the prior's, one at the middle of each of equal shares
+    np.testing.assert_allclose(np.exp(-radii / 2)[::-1], (np.arange(len(radii)) + 0.5) / len(radii), atol=5e-4)
+    assert np.abs(lines[0].mean(0)).max() < 0.02
+
+
+def test_density_is_drawn_where_it_is() -> None:
+    """A narrow Gaussian at (1, -0.5), given by log p on cells, lands on the same pixels as its cloud of points."""
+    axis = (2 * np.arange(80) + 1 - 80) / 80 * 2.6
+    points = np.random.default_rng(0).normal(size=(400_000, 2)) * 0.2 + [1.0, -0.5]
+    var = 0.2**2 + clouds.BLUR**2
+    r2 = (axis[:, None] - 1.0) ** 2 + (axis + 0.5) ** 2
+    log_p = -r2 / (2 * var) - math.log(2 * math.pi * var)
+    drawn = plots.density("", "", ["", "", ""], points, log_p, np.full((2, 1, 2), 9.0), 2.6).astype(int)
+    data, model = (drawn[-436:-36, x : x + 400] for x in (36, 446))
+    assert data.min() < 100 and np.abs(data - model).max() < 16

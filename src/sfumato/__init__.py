@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sfumato.verbs import load as load
     from sfumato.verbs import resume as resume
     from sfumato.verbs import sample as sample
+    from sfumato.verbs import samplers as samplers
     from sfumato.verbs import show as show
     from sfumato.verbs import train as train
 
@@ -35,7 +36,7 @@ _HOME = {
     **dict.fromkeys(("VP", "Cosine", "SubVP", "VE", "EDM", "Flow", "Table"), "schedule"),
     "Gaussian": "process",
     "Denoiser": "denoise",
-    **dict.fromkeys(("train", "resume", "sample", "evaluate", "show", "inspect", "load"), "verbs"),
+    **dict.fromkeys(("train", "resume", "sample", "samplers", "evaluate", "show", "inspect", "load"), "verbs"),
 }
 
 __all__ = [*_HOME, "__version__"]

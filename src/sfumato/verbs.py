@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from sfumato.data import Findings
     from sfumato.engine.evaluate import Evaluation
     from sfumato.models.diffusion import Diffusion
+    from sfumato.report.catalogue import Catalogue
 
-__all__ = ["evaluate", "inspect", "load", "resume", "sample", "show", "train"]
+__all__ = ["evaluate", "inspect", "load", "resume", "sample", "samplers", "show", "train"]
 
 Data = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
 Folder = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
@@ -54,6 +55,9 @@ def train(
     skip_bad: bool = False,
     schedule: str = "cosine",
     parameterisation: str = "edm",
+    weighting: str | None = None,
+    likelihood: bool = False,
+    learn_variance: bool = False,
     precision: Literal["fp32", "bf16"] | None = None,
     device: str | None = None,
     save_every: float = 30.0,
@@ -74,6 +78,9 @@ def train(
         skip_bad: leave unreadable files out instead of stopping at the first.
         schedule: noise schedule: vp, cosine, subvp, ve, edm, flow or table.
         parameterisation: what the network predicts: x0, eps, score, v, flow or edm.
+        weighting: what the loss weighs: elbo, sigmoid, min-snr, p2, learned, or as parameterisation; by default that.
+        likelihood: train for a tight bound on log p(x), not for samples: weighting, noise levels and data for it.
+        learn_variance: learn the noise of the way back too, for the sampler ancestral-learned.
         precision: of the arithmetic inside the network.
         device: cpu, cuda or mps.
         save_every: seconds between checkpoints.
@@ -128,8 +135,8 @@ def sample(
         steps: steps of the sampler.
         seed: of the noise.
         class_: name or index of one class; by default every class in turn.
-        sampler: ancestral, ancestral-large, ancestral-optimal, ddim, heun or dpm++2m.
-        grid: where the steps stop: uniform, logsnr, karras or trailing.
+        sampler: its name; `sfumato samplers` lists them.
+        grid: where the steps stop: uniform, logsnr, karras, trailing, or the times themselves, such as 1,0.5,0.
         first: index of the first sample, to make again one that was seen.
         out: folder for the files; by default one below the run whose name says how they were made.
         device: cpu, cuda or mps.
@@ -145,6 +152,13 @@ def sample(
 
     way = Way(seed=seed, steps=steps, method=sampler, grid=grid)
     return generate(Path(run), n, way, class_, first, None if out is None else Path(out), device_of(device)[0])
+
+
+def samplers() -> Catalogue:
+    """List the samplers (order, network calls a step, noise, source) and the grids of the way back."""
+    from sfumato.report.catalogue import catalogue
+
+    return catalogue()
 
 
 def evaluate(
@@ -185,7 +199,7 @@ def show(
     grid: str = "logsnr",
     out: str | None = None,
 ) -> list[Path]:
-    """Draw how data turn to noise and back: strips, schedules, and for points the paths and the score field.
+    """Draw how data turn to noise and back: strips, schedules; for points paths, score and density too.
 
     Args:
         source: folder of a trained run, or data as for inspect (then only the way to noise is drawn).

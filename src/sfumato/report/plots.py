@@ -19,16 +19,18 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from sfumato.data.picture import BLUE, BLUR, WINDOW, Pixels, cloud
+from sfumato.data.picture import BLUE, BLUR, WINDOW, Pixels, cloud, shade
 from sfumato.schedule import SCHEDULES, Schedule
 
-__all__ = ["enlarged", "field", "number", "paths", "schedules", "stacked", "table", "when"]
+__all__ = ["density", "enlarged", "field", "number", "paths", "schedules", "stacked", "table", "when"]
 
 Floats = NDArray[np.floating]
 
 INK, GREY, PALE, ORANGE = "#22303c", "#6b7884", "#b9c2ca", "#d55e00"
 """Blue and orange differ in lightness too, so that no kind of colour blindness confuses them (Okabe and Ito 2008)."""
+FAINT = 0.3  # ink of a density that others are drawn over
 TITLE, LABEL, SMALL = 23, 16, 14  # sizes of letters, pixels
 DPI = 128  # a power of 2, so that pixels / DPI * DPI are the same pixels
 MARGIN, GAP = 36, 10
@@ -58,10 +60,10 @@ class _Canvas:
         box = (x / self.width, 1 - (y + height) / self.height, width / self.width, height / self.height)
         return self.figure.add_axes(box, facecolor="none")
 
-    def plane(self, x: int, y: int, points: Floats, side: int, window: float, blur: float) -> Axes:
-        """Lay axes of a window over a pale cloud."""
-        self.image(x, y, cloud(points, side, window, 0.3, blur))
-        axes = self.axes(x, y, side, side)
+    def plane(self, x: int, y: int, picture: Pixels, window: float) -> Axes:
+        """Lay axes of a window over a square picture of its density."""
+        self.image(x, y, picture)
+        axes = self.axes(x, y, len(picture), len(picture))
         axes.set(xlim=(-window, window), ylim=(-window, window))
         axes.set_axis_off()
         return axes
@@ -132,13 +134,46 @@ def paths(title: str, subtitle: str, background: Floats, states: Floats) -> Pixe
     """
     side, window = 720, 3.0
     canvas = _Canvas(side + 2 * MARGIN, TOP + side + MARGIN, title, subtitle)
-    axes = canvas.plane(MARGIN, TOP, background, side, window, BLUR)
+    axes = canvas.plane(MARGIN, TOP, cloud(background, side, window, FAINT), window)
+    _draw_ways(axes, states, 4, 9)
+    return canvas.pixels()
+
+
+def _draw_ways(axes: Axes, states: Floats, start: float, end: float) -> None:
+    """Draw ways (steps + 1, m, 2) that fade from noise to data, with dots of given areas at both ends."""
     segments = np.stack([states[:-1], states[1:]], axis=2)  # (steps, m, 2, 2)
     ages = np.repeat(np.linspace(0, 1, len(segments)), states.shape[1])
     lines = LineCollection(list(segments.reshape(-1, 2, 2)), array=ages, cmap=_FADE, linewidths=0.6, capstyle="round")
     axes.add_collection(lines)
-    axes.scatter(states[0, :, 0], states[0, :, 1], s=4, color=PALE, linewidths=0, zorder=3)
-    axes.scatter(states[-1, :, 0], states[-1, :, 1], s=9, color=ORANGE, linewidths=0, zorder=4)
+    axes.scatter(states[0, :, 0], states[0, :, 1], s=start, color=PALE, linewidths=0, zorder=3)
+    axes.scatter(states[-1, :, 0], states[-1, :, 1], s=end, color=ORANGE, linewidths=0, zorder=4)
+
+
+def density(
+    title: str, subtitle: str, heads: Sequence[str], points: Floats, log_p: Floats, states: Floats, window: float
+) -> Pixels:
+    """Draw a density beside the data it is of, and the flow that makes it.
+
+    Args:
+        title: first line.
+        subtitle: second line.
+        heads: of the three panels.
+        points: (n, 2) data.
+        log_p: (n, n) logarithm of the density at the middles of the window's cells, the first axis x, the second y.
+        states: (steps + 1, m, 2) lines of the flow from noise to data.
+        window: what is within [-window, window]^2 is drawn.
+    """
+    # A Gaussian's log p is a parabola, which a cubic spline meets exactly.
+    fine = np.exp(ndimage.zoom(log_p.T[::-1].astype(float), 5, mode="nearest", grid_mode=True))
+    side = len(fine)
+    pictures = (cloud(points, side, window), shade(fine), shade(fine, FAINT))
+    top = TOP + 22
+    canvas = _Canvas(2 * MARGIN + 3 * (side + GAP) - GAP, top + side + MARGIN, title, subtitle)
+    for k, (head, picture) in enumerate(zip(heads, pictures, strict=True)):
+        x = MARGIN + k * (side + GAP)
+        canvas.text(x + side / 2, top - 8, head, SMALL, GREY, ha="center", va="bottom")
+        axes = canvas.plane(x, top, picture, window)
+    _draw_ways(axes, states, 4, 7)
     return canvas.pixels()
 
 
@@ -159,7 +194,7 @@ def field(title: str, subtitle: str, panels: Sequence[tuple[str, Floats, Floats,
         canvas.text(x + side / 2, top - 8, head, SMALL, GREY, ha="center", va="bottom", linespacing=1.3)
         cell = 2 * WINDOW / np.sqrt(len(places))
         drawn = 0.95 * cell * arrows / (1 + np.linalg.norm(arrows, axis=1, keepdims=True))
-        axes = canvas.plane(x, top, points, side, WINDOW, 2 * BLUR)
+        axes = canvas.plane(x, top, cloud(points, side, WINDOW, FAINT, 2 * BLUR), WINDOW)
         axes.quiver(
             *places.T, *drawn.T, angles="xy", scale_units="xy", scale=1, pivot="middle", color=INK,
             width=0.0035, headwidth=4.5, headlength=5, headaxislength=4.5,
