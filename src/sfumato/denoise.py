@@ -136,7 +136,7 @@ class Denoiser(nn.Module):
                 raise UserError(f"a learned variance needs a network with {2 * x_t.shape[1]} channels of output")
             output, v = output.chunk(2, 1)
             fraction = (2 * v).sigmoid()
-        a, b = row(self.parameterisation, schedule, now, self.sigma_data)
+        a, b = ROWS[self.parameterisation](schedule, now, self.sigma_data)
         return Estimate(x_t, now, schedule, output, a, b, self._x0_var, fraction)
 
     def reverse(self, x_t: Tensor, t: Time, s: Time, cond: Tensor | None = None) -> Normal:

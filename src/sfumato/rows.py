@@ -86,7 +86,7 @@ def row(name: str, schedule: Schedule, t: Time, sigma_data: float = 1.0) -> Row:
     return choose("parameterisation", name, ROWS)(schedule, schedule.at(t), sigma_data)
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Estimate:
     """What a network says about the data behind x_t, in whichever form is asked for; equation (2).
 
@@ -113,7 +113,7 @@ class Estimate:
     @cached_property
     def x0(self) -> Tensor:
         """E[x_0 | x_t], (B, ...)."""
-        return self._mix(self.t.sigma, -self.b)
+        return self.combine(0.0, 1.0)
 
     @cached_property
     def x0_var(self) -> Tensor | None:
@@ -123,7 +123,7 @@ class Estimate:
     @cached_property
     def eps(self) -> Tensor:
         """E[eps | x_t], (B, ...); for t > 0."""
-        return self._mix(-self.t.alpha, self.a)
+        return self._mix(-self.t.alpha / self._over, self.a / self._over)
 
     @cached_property
     def score(self) -> Tensor:
@@ -148,9 +148,17 @@ class Estimate:
         a, b = row(name, self.schedule, self.t, sigma_data)
         return self.x0 * spread(a, self.x_t) + self.eps * spread(b, self.x_t)
 
+    def combine(self, keep: Number, signal: Number) -> Tensor:
+        """Return keep x_t + signal x0, (B, ...): a step's update in as many operations as x0 itself takes."""
+        return self._mix(signal * self.t.sigma / self._over, keep - signal * self.b / self._over)
+
+    @property
+    def _over(self) -> Number:
+        """D of equation (2)."""
+        return self.a * self.t.sigma - self.b * self.t.alpha
+
     def _mix(self, of_output: Number, of_x: Number) -> Tensor:
-        over = self.a * self.t.sigma - self.b * self.t.alpha  # D of equation (2)
-        scaled = self.x_t * spread(of_x / over, self.x_t)
-        if isinstance(over, Tensor):
-            return scaled + self.output * spread(of_output / over, self.x_t)
-        return torch.add(scaled, self.output, alpha=of_output / over)
+        scaled = spread(of_x, self.x_t) * self.x_t
+        if isinstance(of_output, Tensor):
+            return scaled + spread(of_output, self.x_t) * self.output
+        return torch.add(scaled, self.output, alpha=of_output)

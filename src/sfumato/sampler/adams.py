@@ -128,11 +128,11 @@ class Adams(Sampler):
         past = (getattr(estimate, step.of), *past)
         if before is not None and (fix := plan[k - 1].fix):
             x = _add(before, fix, past)
-        before = step.keep * x
+        x = step.keep * x
         if step.noise:
-            before.add_(randn_like(x, rng), alpha=step.noise)
-        x = _add(before, step.weights, past)
-        return x, estimate, Memory(plan, k + 1, past[: len(step.weights)], before if step.fix else None)
+            x.add_(randn_like(x, rng), alpha=step.noise)
+        before = x.clone() if step.fix else None
+        return _add(x, step.weights, past), estimate, Memory(plan, k + 1, past[: len(step.weights)], before)
 
     def weights(self, nodes: Sequence[float], now: Instant, then: Instant) -> Weights:
         """Return the factor of each estimate in a step.
@@ -197,9 +197,8 @@ class IPNDM(Adams):
 
 
 def _add(x: Tensor, weights: Weights, estimates: Sequence[Tensor]) -> Tensor:
-    """Return x plus the weighted estimates."""
-    x = x.add(estimates[0], alpha=weights[0])
-    for weight, estimate in zip(weights[1:], estimates[1:], strict=False):
+    """Add weighted estimates to x, in place."""
+    for weight, estimate in zip(weights, estimates, strict=False):
         x.add_(estimate, alpha=weight)
     return x
 

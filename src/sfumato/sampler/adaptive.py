@@ -49,7 +49,7 @@ class Adaptive(Sampler):
     ) -> tuple[Tensor, Estimate, None]:
         first = model(x, t)
         if s.sigma == 0:
-            return first_order(model.process, x, first, t, s), first, None
+            return first_order(model.process, first, t, s), first, None
         start, end = (math.atan2(now.sigma, now.alpha) for now in (t, s))
         flow = circle(model, x.shape[1:])
         y = x.flatten(1) / math.hypot(t.alpha, t.sigma)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from sfumato.errors import UserError
 from sfumato.grid import times
 from sfumato.process import Gaussian
 from sfumato.rows import Estimate
-from sfumato.schedule import Instant, Time
+from sfumato.schedule import Instant, Schedule, Time
 
 __all__ = ["Sampler", "State", "encode", "first_order", "generate", "trajectory"]
 
@@ -92,15 +93,20 @@ class State(NamedTuple):
         k: steps done, 0 at the start.
         t: the time of ``x``.
         x: (B, ...) the state.
-        x0: (B, ...) the estimate of the data from which this state was made; None at the start.
+        estimate: the model's, from which this state was made; None at the start.
         nfe: network calls so far.
     """
 
     k: int
     t: float
     x: Tensor
-    x0: Tensor | None
+    estimate: Any
     nfe: int
+
+    @property
+    def x0(self) -> Tensor | None:
+        """(B, ...) the estimate of the data; None at the start."""
+        return None if self.estimate is None else self.estimate.x0
 
 
 class _Counted:
@@ -137,8 +143,7 @@ def trajectory(
         UserError: a bad grid, a sampler that does not work with it or with the model, or ``x`` or a state that is
             not finite; the line names the step.
     """
-    schedule = model.process.schedule
-    return _way(model, sampler, x, sampler.path(schedule.instants(times(grid, steps, schedule))), rng)
+    return _way(model, sampler, x, sampler.path(_stops(grid, steps, model.process.schedule)), rng)
 
 
 def generate(
@@ -177,10 +182,9 @@ def encode(
     Raises:
         UserError: a stochastic sampler, and as for :func:`trajectory`.
     """
-    schedule = model.process.schedule
     if sampler.stochastic:
         raise UserError("a stochastic sampler has no way forth to encode with: use a deterministic one, such as ddim")
-    stops = schedule.instants(times(grid, steps, schedule))[::-1]
+    stops = _stops(grid, steps, model.process.schedule)[::-1]
     if stops[0].t == 0:
         stops = stops[1:]
         x = stops[0].alpha * x
@@ -190,18 +194,17 @@ def encode(
     return x
 
 
-def first_order(process: Gaussian, x: Tensor, estimate: Estimate, t: Instant, s: Instant) -> Tensor:
+def first_order(process: Gaussian, estimate: Estimate, t: Instant, s: Instant) -> Tensor:
     """Return the state at ``s`` if the estimate stayed as it is at ``t``; defined at r = inf and at sigma = 0 too.
 
     Args:
         process: whose ODE it is.
-        x: (B, ...) state.
-        estimate: at it.
+        estimate: at the state from which the step starts.
         t: its time.
         s: where to go.
     """
     keep, signal, _ = process.bridge(t, s, eta=0.0)
-    return (x * keep).add_(estimate.x0, alpha=signal)
+    return estimate.combine(keep, signal)
 
 
 @torch.no_grad()
@@ -214,12 +217,23 @@ def _way(model: Model, sampler: Sampler, x: Tensor, stops: Sequence[Instant], rn
     for k, (t, s) in enumerate(pairwise(stops), start=1):
         x, estimate, memory = sampler.step(counted, x, t, s, memory, rng)
         _check(x, k, s)
-        yield State(k, s.t, x, estimate.x0, counted.calls)
+        yield State(k, s.t, x, estimate, counted.calls)
+
+
+def _stops(grid: str | Sequence[float] | Tensor, steps: int, schedule: Schedule) -> Sequence[Instant]:
+    """Return the stops of a grid, with the schedule read at them."""
+    return _named(grid, steps, schedule) if isinstance(grid, str) else schedule.instants(times(grid, steps, schedule))
+
+
+@lru_cache(maxsize=64)
+def _named(grid: str, steps: int, schedule: Schedule) -> Sequence[Instant]:
+    """Read a named grid once: batches of samples share it."""
+    return tuple(schedule.instants(times(grid, steps, schedule)))
 
 
 def _check(x: Tensor | Mapping[str, Tensor], k: int, t: Instant) -> None:
     """Refuse NaN and inf. A sum is cheaper than a look at every number, and not finite if one of them is not."""
-    for part in x.values() if isinstance(x, Mapping) else (x,):
+    for part in (x,) if isinstance(x, Tensor) else x.values():
         if not math.isfinite(part.sum().item()) and not bool(part.isfinite().all()):
             raise UserError(
                 f"the state is not finite after step {k} (t = {t.t:.4g}): "

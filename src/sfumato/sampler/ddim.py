@@ -47,5 +47,5 @@ class DDIM(Sampler):
     ) -> tuple[Tensor, Estimate, None]:
         estimate = model(x, t)
         keep, signal, noise = model.process.bridge(t, s, self.eta)
-        x = (keep * x).add_(estimate.x0, alpha=signal)
+        x = estimate.combine(keep, signal)
         return x.add_(randn_like(x, rng), alpha=noise) if noise else x, estimate, None

@@ -102,7 +102,7 @@ class AnnealedLangevin(_Corrected):
     ) -> tuple[Tensor, Estimate, Estimate]:
         if memory is None or s.sigma == 0:  # the first step may start where no signal is left; the last has no score
             memory = model(x, t)
-            x = first_order(model.process, x, memory, t, s)
+            x = first_order(model.process, memory, t, s)
         else:
             x = s.alpha / t.alpha * x
         x, memory = self._corrected(model, x, s, memory, rng)

@@ -17,6 +17,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from sfumato.errors import UserError
 from sfumato.process import Gaussian
 from sfumato.rows import Estimate
 from sfumato.sampler.base import Sampler, first_order
-from sfumato.schedule import Instant
+from sfumato.schedule import Instant, Schedule
 
 __all__ = ["DPM2", "Euler", "Heun", "RungeKutta"]
 
@@ -73,7 +74,7 @@ class RungeKutta(Sampler):
             x, t = self._churned(model.process, x, t, memory, rng)
         first = model(x, t)
         if t.alpha == 0 or s.sigma == 0:
-            return first_order(model.process, x, first, t, s), first, memory
+            return first_order(model.process, first, t, s), first, memory
         return self.advance(model, x, first, t, s), first, memory
 
     @abstractmethod
@@ -104,7 +105,7 @@ class Euler(RungeKutta):
     source = "Karras et al. 2206.00364, alg. 2"
 
     def advance(self, model: Model, x: Tensor, first: Estimate, t: Instant, s: Instant) -> Tensor:
-        return first_order(model.process, x, first, t, s)
+        return first_order(model.process, first, t, s)
 
 
 class Heun(RungeKutta):
@@ -115,7 +116,7 @@ class Heun(RungeKutta):
     source = "Karras et al. 2206.00364, alg. 1 and 2"
 
     def advance(self, model: Model, x: Tensor, first: Estimate, t: Instant, s: Instant) -> Tensor:
-        x = first_order(model.process, x, first, t, s)
+        x = first_order(model.process, first, t, s)
         second = model(x, s)
         return x.add(second.eps - first.eps, alpha=s.alpha * (s.r - t.r) / 2)
 
@@ -128,6 +129,12 @@ class DPM2(RungeKutta):
     source = "Lu et al. 2206.00927, alg. 1"
 
     def advance(self, model: Model, x: Tensor, first: Estimate, t: Instant, s: Instant) -> Tensor:
-        middle = model.process.schedule.at(float(model.process.schedule.time((t.logsnr + s.logsnr) / 2)))
-        second = model(first_order(model.process, x, first, t, middle), middle)
+        middle = _middle(model.process.schedule, t, s)
+        second = model(first_order(model.process, first, t, middle), middle)
         return (x * (s.alpha / t.alpha)).add_(second.eps, alpha=s.alpha * (s.r - t.r))
+
+
+@lru_cache(maxsize=1024)
+def _middle(schedule: Schedule, t: Instant, s: Instant) -> Instant:
+    """Return the time whose noise level is the geometric mean of two, read once for a grid."""
+    return schedule.at(float(schedule.time((t.logsnr + s.logsnr) / 2)))

@@ -41,7 +41,7 @@ class ReverseDiffusion(Sampler):
     ) -> tuple[Tensor, Estimate, None]:
         estimate = model(x, t)
         if s.sigma == 0:
-            return first_order(model.process, x, estimate, t, s), estimate, None
+            return first_order(model.process, estimate, t, s), estimate, None
         rate, var = self.rates(model, t, s)
         x = (rate * x).add_(estimate.eps, alpha=-var / t.sigma)  # score = -eps / sigma
         return x.add_(randn_like(x, rng), alpha=math.sqrt(var)), estimate, None
