@@ -11,7 +11,7 @@ new random order, on one thread. Figures are medians over the rounds of microsec
                 in time, the history, the count of calls and the check that states are finite
     whole       the same with Denoiser: EDM's preconditioning and the level for the network
     diffusers   the scheduler of the same name: scale_model_input and step
-    functions   k-diffusion's way of writing samplers (Euler): a denoiser wrapper and sigmas as tensors, written here anew
+    functions   k-diffusion's way of writing samplers (Euler): a denoiser wrapper, sigmas as tensors; written here anew
 """
 
 from __future__ import annotations

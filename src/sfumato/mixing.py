@@ -28,7 +28,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -37,8 +36,8 @@ from torch import Tensor
 
 from sfumato.dist import Categorical, Dist, Joint, by_name
 from sfumato.errors import UserError
-from sfumato.process import Gaussian, spread
-from sfumato.schedule import Instant, Number, Schedule, Time, as_time
+from sfumato.process import Gaussian, rising, spread
+from sfumato.schedule import Instant, Number, Schedule, Time
 
 __all__ = ["Guess", "Mixing", "Parts", "unread"]
 
@@ -149,7 +148,7 @@ class Mixing:
         Raises:
             UserError: not 0 <= s < t <= 1, or what is no token.
         """
-        start, end = self._rising(s, t)
+        start, end = rising(self.schedule, s, t)
         return Categorical(self._log_ahead(self._tokens(x_s), end.alpha / start.alpha))
 
     def marginal(self, x_0: Tensor, t: Time) -> Categorical:
@@ -162,7 +161,7 @@ class Mixing:
         Raises:
             UserError: t outside [0, 1], or what is no value of data.
         """
-        (now,) = self._rising(t)
+        (now,) = rising(self.schedule, t)
         return Categorical(self._log_ahead(self._tokens(x_0, self.values), now.alpha))
 
     def posterior(self, x_t: Tensor, x_0: Tensor, t: Time, s: Time) -> Categorical:
@@ -177,7 +176,7 @@ class Mixing:
         Raises:
             UserError: not 0 <= s < t <= 1, what is no token, or x_t that can't come from x_0.
         """
-        start, end = self._rising(s, t)
+        start, end = rising(self.schedule, s, t)
         ahead = self._log_ahead(self._tokens(x_0, self.values), start.alpha)
         return _normalised(self._log_back(self._tokens(x_t), end.alpha / start.alpha) + ahead)
 
@@ -192,7 +191,7 @@ class Mixing:
         Raises:
             UserError: not 0 <= s < t <= 1, what is no token, or x_t that the estimate rules out.
         """
-        start, end = self._rising(s, t)
+        start, end = rising(self.schedule, s, t)
         x_t = self._tokens(estimate.x_t)
         log_q = self._log_back(x_t, end.alpha)
         log_p = F.pad(estimate.log_p, (0, len(self.law) - self.values), value=-math.inf)
@@ -222,7 +221,7 @@ class Mixing:
         """
         if logits.shape != (*x_t.shape, self.values):
             raise ValueError(f"logits of shape {tuple(logits.shape)}, not {(*x_t.shape, self.values)}")
-        (now,) = self._rising(t)
+        (now,) = rising(self.schedule, t)
         itself = self._log_back(self._tokens(x_t), now.alpha)[..., : self.values]
         return Guess(x_t, now, logits + itself.to(logits.dtype))
 
@@ -250,15 +249,6 @@ class Mixing:
             got = x.dtype if x.is_floating_point() else f"{int(x.min())} to {int(x.max())}"
             raise UserError(f"tokens are whole numbers from 0 to {symbols - 1} here, got {got}")
         return x.long()
-
-    def _rising(self, *times: Time) -> list[Instant]:
-        """Return the times with the schedule read at them, if they rise within [0, 1]."""
-        read = [self.schedule.at(t) for t in times]
-        stops = [as_time(t) for t in read]
-        inside = all(bool(((t >= 0) & (t <= 1)).all()) for t in stops)
-        if not (inside and all(bool((s < t).all()) for s, t in pairwise(stops))):
-            raise UserError(f"times must rise within [0, 1], got {[as_time(t).tolist() for t in read]}")
-        return read
 
 
 @dataclass(frozen=True)

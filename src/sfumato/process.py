@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -30,7 +31,7 @@ from sfumato.dist import Dist, Normal
 from sfumato.errors import UserError
 from sfumato.schedule import Instant, Number, Schedule, Time, as_time
 
-__all__ = ["SDE", "Chain", "Clean", "Gaussian", "Process", "spread"]
+__all__ = ["SDE", "Chain", "Clean", "Gaussian", "Process", "rising", "spread"]
 
 
 def spread(coefficient: Number, x: Tensor) -> Number:
@@ -152,7 +153,7 @@ class Gaussian:
         Raises:
             UserError: not 0 <= s < t <= 1.
         """
-        start, end = self._ordered(s, t)
+        start, end = rising(self.schedule, s, t)
         std = end.sigma * _sqrt(_fresh(start, end))
         return Normal(spread(end.alpha / start.alpha, x_s) * x_s, _like(std, x_s))
 
@@ -166,7 +167,7 @@ class Gaussian:
         Raises:
             UserError: t outside [0, 1].
         """
-        now = self._within(t)
+        (now,) = rising(self.schedule, t)
         return Normal(spread(now.alpha, x_0) * x_0, _like(now.sigma, x_0))
 
     def posterior(self, x_t: Tensor, x_0: Tensor, t: Time, s: Time, eta: float = 1.0) -> Normal:
@@ -182,7 +183,7 @@ class Gaussian:
         Raises:
             UserError: not 0 <= s < t <= 1, or eta outside [0, 1].
         """
-        to, start = self._ordered(s, t)
+        to, start = rising(self.schedule, s, t)
         if not 0 <= eta <= 1:
             raise UserError(f"eta is the share of the posterior's noise and lies in [0, 1], got {eta}")
         keep, signal, noise = self.bridge(start, to, eta)
@@ -223,7 +224,7 @@ class Gaussian:
 
     def sde(self, t: Time) -> SDE:
         """Return the coefficients of the SDE whose marginals are (3); equation (6)."""
-        t = as_time(self._within(t))
+        t = as_time(*rising(self.schedule, t))
         return SDE(self.schedule.f(t), self.schedule.g2(t).clamp(min=0).sqrt())
 
     def chain(self, steps: int) -> Chain:
@@ -238,19 +239,23 @@ class Gaussian:
         alpha = self.schedule.alpha(times)
         return Chain(times, 1 - (alpha[1:] / alpha[:-1]).square(), alpha[1:].square())
 
-    def _within(self, t: Time) -> Instant:
-        now = self.schedule.at(t)
-        if not _all((now.t >= 0) & (now.t <= 1)):
-            raise UserError(f"time must lie in [0, 1], got {as_time(t).tolist()}")
-        return now
 
-    def _ordered(self, s: Time, t: Time) -> tuple[Instant, Instant]:
-        start, end = self._within(s), self._within(t)
-        if not _all(start.t < end.t):
-            raise UserError(
-                f"a step goes between times s < t, got s = {as_time(s).tolist()} and t = {as_time(t).tolist()}"
-            )
-        return start, end
+def rising(schedule: Schedule, *times: Time) -> list[Instant]:
+    """Return times with the schedule read at them, if they rise within [0, 1].
+
+    Raises:
+        UserError: they do not.
+    """
+    read = [schedule.at(t) for t in times]
+    if not all(_all((now.t >= 0) & (now.t <= 1)) for now in read):
+        raise UserError(f"time must lie in [0, 1], got {_shown(read)}")
+    if not all(_all(s.t < t.t) for s, t in pairwise(read)):
+        raise UserError(f"a step goes between times s < t, got {_shown(read)}")
+    return read
+
+
+def _shown(times: list[Instant]) -> str:
+    return " and ".join(str(as_time(t).tolist()) for t in times)
 
 
 def _all(truth: bool | Tensor) -> bool:
