@@ -125,7 +125,7 @@ def test_stochastic_samplers_draw_from_the_mixture(name):
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_stochastic_samplers_draw_from_the_mixture_200k(name):
     """The same with 200,000 draws, from which a bias of half a percent shows."""
-    mean, cov = draws(name, 200_000, 200 if sampler(name).order > 1 else 800)
+    mean, cov = draws(name, 200_000, 200 if sampler(name).order > 1 else 1600)
     assert mean.abs().max() < 4
     assert cov.abs().max() < 4
 

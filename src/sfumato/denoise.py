@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from sfumato.dist import Normal, randn_like
 from sfumato.errors import UserError, choose
 from sfumato.process import Gaussian, spread
-from sfumato.rows import ROWS, Estimate, input_scale, row
+from sfumato.rows import ROWS, Estimate, input_scale
 from sfumato.schedule import Instant, Time
 from sfumato.weighting import WEIGHTINGS, Law, LogNormal, Uncertainty, weight
 
