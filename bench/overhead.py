@@ -2,11 +2,12 @@
 
     python bench/overhead.py [rounds]
 
-The network is trivial: it returns its input. Every candidate makes the same number of network calls in each round, in a
-new random order, on one thread. Figures are medians over the rounds of microseconds a call, and of ratios within a round.
+The network is trivial: it returns its input. Every candidate makes the same number of network calls in each round, in
+a new random order, on one thread. Figures are medians over the rounds of microseconds a call, and of ratios within a
+round.
 
-    bare        a three-operation update with its numbers known before: x = a x + b network(x); with a draw of noise added
-                for stochastic samplers
+    bare        a three-operation update with its numbers known before: x = a x + b network(x); with a draw of noise
+                added for stochastic samplers
     loop        trajectory with a model that hands the network's output on as noise: all that a scheduler does, the way
                 in time, the history, the count of calls and the check that states are finite
     whole       the same with Denoiser: EDM's preconditioning and the level for the network

@@ -9,9 +9,9 @@ from torch import nn
 
 from oracles import SCHEDULES, Exact, Mixture, flow_map, gaussian, mixture, tensor
 from sfumato.denoise import Denoiser, Given
+from sfumato.density import FlowLogp, flow_logp
 from sfumato.dist import stream
 from sfumato.errors import UserError
-from sfumato.likelihood import FlowLogp, flow_logp
 from sfumato.nn import MLP, UNet
 from sfumato.ode import solve
 from sfumato.process import Gaussian

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from oracles import SCHEDULES, Exact, Mixture, gaussian, mixture, observed_order, tensor
 from sfumato.denoise import Denoiser
+from sfumato.density import Density, Discretised, vlb
 from sfumato.dist import Normal, stream
 from sfumato.errors import UserError
-from sfumato.likelihood import Density, Discretised, vlb
 from sfumato.mixing import Guess, Mixing
 from sfumato.nn import MLP
 from sfumato.process import Gaussian

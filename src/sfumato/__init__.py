@@ -11,8 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sfumato.denoise import Denoiser as Denoiser
+    from sfumato.density import flow_logp as flow_logp
+    from sfumato.density import vlb as vlb
+    from sfumato.dist import Categorical as Categorical
+    from sfumato.dist import Joint as Joint
     from sfumato.dist import Normal as Normal
+    from sfumato.mixing import Mixing as Mixing
+    from sfumato.mixing import Parts as Parts
+    from sfumato.predict import JointDenoiser as JointDenoiser
+    from sfumato.predict import TokenDenoiser as TokenDenoiser
     from sfumato.process import Gaussian as Gaussian
+    from sfumato.sampler import encode as encode
+    from sfumato.sampler import generate as generate
+    from sfumato.sampler import trajectory as trajectory
     from sfumato.schedule import EDM as EDM
     from sfumato.schedule import VE as VE
     from sfumato.schedule import VP as VP
@@ -22,6 +33,7 @@ if TYPE_CHECKING:
     from sfumato.schedule import Table as Table
     from sfumato.verbs import evaluate as evaluate
     from sfumato.verbs import inspect as inspect
+    from sfumato.verbs import likelihood as likelihood
     from sfumato.verbs import load as load
     from sfumato.verbs import resume as resume
     from sfumato.verbs import sample as sample
@@ -32,11 +44,17 @@ if TYPE_CHECKING:
 __version__ = version("sfumato")
 
 _HOME = {
-    "Normal": "dist",
+    **dict.fromkeys(("Normal", "Categorical", "Joint"), "dist"),
     **dict.fromkeys(("VP", "Cosine", "SubVP", "VE", "EDM", "Flow", "Table"), "schedule"),
     "Gaussian": "process",
+    **dict.fromkeys(("Mixing", "Parts"), "mixing"),
     "Denoiser": "denoise",
-    **dict.fromkeys(("train", "resume", "sample", "samplers", "evaluate", "show", "inspect", "load"), "verbs"),
+    **dict.fromkeys(("TokenDenoiser", "JointDenoiser"), "predict"),
+    **dict.fromkeys(("generate", "trajectory", "encode"), "sampler"),
+    **dict.fromkeys(("vlb", "flow_logp"), "density"),
+    **dict.fromkeys(
+        ("train", "resume", "sample", "samplers", "evaluate", "likelihood", "show", "inspect", "load"), "verbs"
+    ),
 }
 
 __all__ = [*_HOME, "__version__"]

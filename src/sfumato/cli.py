@@ -23,7 +23,7 @@ from sfumato.errors import UserError, nearest
 
 __all__ = ["main"]
 
-VERBS = ("inspect", "train", "resume", "sample", "samplers", "evaluate", "show")
+VERBS = ("inspect", "train", "resume", "sample", "samplers", "evaluate", "likelihood", "show")
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from sfumato.data.picture import BLUR, WINDOW, Pixels
+from sfumato.density import flow_logp
 from sfumato.dist import stream
-from sfumato.likelihood import flow_logp
 from sfumato.report import plots
 from sfumato.report.subject import POINTS, Subject
 from sfumato.rows import input_scale

@@ -1,6 +1,6 @@
 """An adaptive Runge-Kutta method: every example takes the steps that it needs.
 
-(1)  between two stops of the grid, equation (1) of likelihood/flow.py by Dormand and Prince's method, see ode.py
+(1)  between two stops of the grid, equation (1) of density/flow.py by Dormand and Prince's method, see ode.py
 
 The error is controlled for each example alone, so none depends on its neighbours. The grid's stops are kept: with
 ``steps = 2`` the grid has one between noise and data, and the method chooses all else.

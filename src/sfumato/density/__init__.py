@@ -1,7 +1,7 @@
 """What a model thinks data are worth: a bound on log p(x) through the chain, or log p(x) through the flow."""
 
-from sfumato.likelihood.chain import Bound, vlb
-from sfumato.likelihood.decoder import Decoder, Density, Discretised
-from sfumato.likelihood.flow import LOW, FlowLogp, flow_logp
+from sfumato.density.chain import Bound, vlb
+from sfumato.density.decoder import Decoder, Density, Discretised
+from sfumato.density.flow import LOW, FlowLogp, flow_logp
 
 __all__ = ["LOW", "Bound", "Decoder", "Density", "Discretised", "FlowLogp", "flow_logp", "vlb"]

@@ -43,11 +43,11 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from sfumato.denoise import Model
+from sfumato.density.decoder import Decoder, Density
 from sfumato.dist import Rng, per_example, rand
 from sfumato.errors import UserError
 from sfumato.grid import R_MAX
 from sfumato.grid import times as grid_times
-from sfumato.likelihood.decoder import Decoder, Density
 from sfumato.process import Gaussian, Process
 from sfumato.sampler.ancestral import Ancestral, Variance
 from sfumato.schedule import Instant, Schedule, as_time
