@@ -38,7 +38,7 @@ from torch import Tensor
 
 from sfumato.data import Codec, Dataset
 from sfumato.denoise import Given
-from sfumato.density import Discretised, flow_logp, vlb
+from sfumato.density import Density, Discretised, flow_logp, vlb
 from sfumato.dist import rand
 from sfumato.engine.examples import Examples, alone, chosen, foreign, levels_of
 from sfumato.engine.progress import duration, watch
@@ -257,6 +257,7 @@ def _batch(model: Diffusion, some: Examples, how: How, tick: Tick) -> dict[str, 
     cond = some.labels if model.classes else None
     given = Given(model.denoiser, None if cond is None else cond.to(model.device))
     states = codec.encode(some.items).to(model.device)
+    decoder = Density()  # the flow begins where it does: below its noise no network was trained, and v is rough
     flows, bounds = [], []
     for k in range(how.draws):
         u = rand(states, some.streams(how.seed, DEQUANTISE, k)) - 0.5
@@ -264,11 +265,11 @@ def _batch(model: Diffusion, some: Examples, how: How, tick: Tick) -> dict[str, 
         flows.append(
             flow_logp(
                 given, x, trace="exact" if how.exact else "hutchinson", probes=how.probes, rtol=how.tolerance,
-                atol=how.tolerance, rng=some.streams(how.seed, PROBES, k),
+                atol=how.tolerance, low=decoder.noise, rng=some.streams(how.seed, PROBES, k),
             )
         )  # fmt: skip
         rng = some.streams(how.seed, CHAIN, k)
-        bounds.append(vlb(given, x, steps=None, calls=how.vlb_calls, sigma_data=sigma_data, rng=rng))
+        bounds.append(vlb(given, x, steps=None, calls=how.vlb_calls, decoder=decoder, sigma_data=sigma_data, rng=rng))
         tick(len(states))
     log_p = torch.stack([flow.value for flow in flows]).double() + codec.log_volume()
     columns = {
