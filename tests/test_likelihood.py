@@ -17,7 +17,7 @@ from sfumato.cli import main
 from sfumato.data import load
 from sfumato.data.image import ImageCodec
 from sfumato.denoise import Given
-from sfumato.density import LOW, flow_logp
+from sfumato.density import Density, flow_logp
 from sfumato.engine import likelihood as module
 from sfumato.engine.config import Config
 from sfumato.engine.examples import alone, foreign
@@ -97,7 +97,7 @@ def test_points_of_a_gaussian(points: Path, tmp_path: Path) -> None:
     codec, data = sfumato.load(points).codec, load(str(points.parent / "cloud.csv"))
     seen = rows(tmp_path / "out")
     index = seen["index"].astype(int)
-    true = stats.norm(codec.mean, codec.scale * math.hypot(0.8, LOW)).logpdf(data.items[index].numpy()).sum(1)
+    true = stats.norm(codec.mean, codec.scale * math.hypot(0.8, Density().noise)).logpdf(data.items[index].numpy()).sum(1)
     np.testing.assert_allclose(seen["log_p"], true, atol=1e-3)
     np.testing.assert_allclose(seen["bits_per_dim"], -true / (2 * math.log(2)), atol=1e-3)
     assert np.abs((seen["density_nats"] + true) / seen["density_error"]).mean() < 2
@@ -137,7 +137,7 @@ def test_an_example_is_given_its_own_class(classes: Path, tmp_path: Path, monkey
     assert seen["class"].tolist() == [data.classes[k] for k in labels]
 
     def log_p(cond: torch.Tensor) -> np.ndarray:
-        flow = flow_logp(Given(model.denoiser, cond), x, rtol=1e-3, atol=1e-3)
+        flow = flow_logp(Given(model.denoiser, cond), x, rtol=1e-4, atol=1e-4, low=Density().noise)
         return (flow.value.double() + model.codec.log_volume()).numpy()
 
     np.testing.assert_allclose(seen["log_p"], log_p(labels), rtol=1e-5)
