@@ -97,7 +97,9 @@ def test_points_of_a_gaussian(points: Path, tmp_path: Path) -> None:
     codec, data = sfumato.load(points).codec, load(str(points.parent / "cloud.csv"))
     seen = rows(tmp_path / "out")
     index = seen["index"].astype(int)
-    true = stats.norm(codec.mean, codec.scale * math.hypot(0.8, Density().noise)).logpdf(data.items[index].numpy()).sum(1)
+    true = (
+        stats.norm(codec.mean, codec.scale * math.hypot(0.8, Density().noise)).logpdf(data.items[index].numpy()).sum(1)
+    )
     np.testing.assert_allclose(seen["log_p"], true, atol=1e-3)
     np.testing.assert_allclose(seen["bits_per_dim"], -true / (2 * math.log(2)), atol=1e-3)
     assert np.abs((seen["density_nats"] + true) / seen["density_error"]).mean() < 2

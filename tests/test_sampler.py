@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.integrate import quad, solve_ivp
 
-from oracles import SCHEDULES, Exact, flow_map, gaussian, mixture, observed_order, tensor
+from oracles import SCHEDULES, EmpiricalNetwork, Exact, flow_map, gaussian, mixture, observed_order, tensor
+from sfumato.denoise import Denoiser
 from sfumato.dist import randn_like, stream
 from sfumato.errors import UserError
 from sfumato.process import Gaussian
@@ -41,7 +42,7 @@ def solve(law, x, high=1.0, low=0.02):
 
 @pytest.fixture(scope="module")
 def path():
-    """From r = 1 on, in the thick of it: from much higher, the error of a cheap first step would hide for long."""
+    """ORACLES 5, from r = 1 on, in the thick of it: from higher, the error of a cheap first step would hide for long."""
     start = mixture().sample(16, stream(0)) + torch.randn(16, 2, generator=stream(0, 1), dtype=torch.float64)
     return start, solve(mixture(), start)
 
@@ -89,6 +90,31 @@ def test_gaussian_flow_map(name, schedule):
     expected = flow_map(law, schedule, x, tensor(1.0), tensor(0.0))
     tolerance = 0.05 if sampler(name).order == 1 else 2e-3
     torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
+
+
+def test_steps_on_gaussians_are_known_factors():
+    """ORACLES 1: Euler and Heun multiply a deviation of variance l by a known factor in each step, to rounding."""
+    var = 0.5
+    model = Exact(gaussian(mean=0.0, var=var, dim=1), Gaussian(EDM()))
+    stops = falling(EDM(), 20, high=20.0)
+    euler, heun = 1.0, 1.0
+    for now, then in pairwise(EDM().sigma(stops).tolist()):
+        h, k0, k1 = then - now, now / (var + now**2), then / (var + then**2)
+        euler *= 1 + h * k0
+        heun *= 1 + h / 2 * (k0 + k1 * (1 + h * k0))
+    x = tensor([[3.0], [-1.0]])
+    torch.testing.assert_close(generate(model, sampler("euler"), x, stops), euler * x, rtol=1e-12, atol=0)
+    torch.testing.assert_close(generate(model, sampler("heun"), x, stops), heun * x, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_an_empirical_law_is_drawn_point_by_point(name):
+    """ORACLES 8: the perfect model of five points leads every sampler to one of them."""
+    points = torch.randn(5, 2, generator=stream(19), dtype=torch.float64)
+    model = Denoiser(EmpiricalNetwork(points), Gaussian(VP()), sigma_data=1.0).double()
+    x = torch.randn(20, 2, generator=stream(20), dtype=torch.float64)
+    end = generate(model, sampler(name), x, "logsnr", 100)
+    assert torch.cdist(end, points).min(1).values.max() < 1e-2
 
 
 def test_ddim_is_euler_in_sigma(path):
@@ -180,8 +206,6 @@ def test_bad_requests_are_refused():
 
 
 def test_optimal_variance_needs_a_measured_one():
-    from sfumato.denoise import Denoiser
-
     model = Denoiser(torch.nn.Identity(), Gaussian(VP()))
     model.network.forward = lambda x, level, cond=None: x
     with pytest.raises(UserError, match="measure_mmse"):

@@ -145,6 +145,17 @@ def test_langevin_from_the_score_alone():
         next(langevin(score, start, 0.0, 1))
 
 
+def test_reverse_diffusion_turns_ddpms_chain_round():
+    """Song et al. 2011.13456, app. E, for betas: x_s = (2 - sqrt(1 - beta)) x + beta score + sqrt(beta) z."""
+    table = SCHEDULES["table"]
+    model, k = Exact(mixture(), Gaussian(table)), 400
+    x = torch.randn(4, 2, generator=stream(21), dtype=torch.float64)
+    beta, z = table.betas[k], torch.randn(x.shape, generator=stream(22), dtype=torch.float64)
+    got = generate(model, sampler("reverse-diffusion"), x, [(k + 1) / 1000, k / 1000], rng=stream(22))
+    score = model(x, (k + 1) / 1000).score
+    torch.testing.assert_close(got, (2 - (1 - beta) ** 0.5) * x + beta * score + beta**0.5 * z)
+
+
 def test_the_corrector_mends_a_bad_law(monkeypatch):
     """A predictor that draws too little noise comes nearer with Langevin steps at each level."""
     stops = falling(VP(), 30, high=20.0)
