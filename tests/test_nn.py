@@ -265,3 +265,9 @@ def test_attention_is_torch_s_own_attention(channels: int) -> None:
     tokens = F.layer_norm(x.flatten(2).transpose(1, 2), (channels,))
     want = x + theirs(tokens, tokens, tokens)[0].transpose(1, 2).view_as(x)
     torch.testing.assert_close(ours(x), want)
+
+
+@pytest.mark.parametrize(("network", "shape"), [(UNet(1), (2, 3, 8, 8)), (UNet(1), (2, 8, 8)), (MLP(2), (4, 3))])
+def test_other_shapes_are_refused(network, shape):
+    with pytest.raises(ValueError, match="takes p.* got"):
+        network(torch.zeros(shape), torch.zeros(shape[0]))

@@ -42,7 +42,7 @@ def solve(law, x, high=1.0, low=0.02):
 
 @pytest.fixture(scope="module")
 def path():
-    """ORACLES 5, from r = 1 on, in the thick of it: from higher, the error of a cheap first step would hide for long."""
+    """ORACLES 5, from r = 1 on, in the thick of it: from higher the error of a cheap first step would hide long."""
     start = mixture().sample(16, stream(0)) + torch.randn(16, 2, generator=stream(0, 1), dtype=torch.float64)
     return start, solve(mixture(), start)
 

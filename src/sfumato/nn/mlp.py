@@ -33,8 +33,11 @@ class MLP(nn.Module):
         """Points x (B, dim) of unit variance at noise level (B,), about -logsnr / 8, to (B, out).
 
         Raises:
-            ValueError: labels are missing where the network has classes, or given where it has none.
+            ValueError: x has another shape, or labels are missing where the network has classes, or given where it
+                has none.
         """
+        if x.ndim != 2 or x.shape[1] != self.inlet.in_features:
+            raise ValueError(f"this MLP takes points (B, {self.inlet.in_features}), got {tuple(x.shape)}")
         films = self.film(self.conditioning(level, cond)).chunk(len(self.blocks), 1)
         h = self.inlet(x)
         for block, film in zip(self.blocks, films, strict=True):

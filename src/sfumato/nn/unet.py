@@ -73,8 +73,11 @@ class UNet(nn.Module):
         Sizes that the levels cannot halve evenly are padded with zeros below and to the right, and cropped back.
 
         Raises:
-            ValueError: labels are missing where the network has classes, or given where it has none.
+            ValueError: x has another shape, or labels are missing where the network has classes, or given where it
+                has none.
         """
+        if x.ndim != 4 or x.shape[1] != self.inlet.in_channels:
+            raise ValueError(f"this U-Net takes pictures (B, {self.inlet.in_channels}, H, W), got {tuple(x.shape)}")
         height, width = x.shape[2:]
         padded = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
