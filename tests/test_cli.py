@@ -17,6 +17,7 @@ import sfumato
 from pictures import png_bytes
 from sfumato import cli, verbs
 from sfumato.cli import main
+from sfumato.defaults import SAMPLER
 from sfumato.engine.checkpoint import checkpoints
 from sfumato.grid import GRIDS
 from sfumato.sampler import SAMPLERS
@@ -191,7 +192,7 @@ def test_samples_carry_their_recipe_and_can_be_made_again(capsys, here, trained)
     assert np.array_equal(many, one)
     assert np.array_equal(many, more)
     recipe = json.loads(many.text["sfumato"])
-    assert {"seed": 0, "index": 7, "steps": 4, "method": "dpm++2m", "class": "7", "step": 3}.items() <= recipe.items()
+    assert {"seed": 0, "index": 7, "steps": 4, "method": SAMPLER, "class": "7", "step": 3}.items() <= recipe.items()
     model = sfumato.load(trained)
     assert recipe["weights"] == model.fingerprint()
     again = model.sample(1, first=7, seed=0, steps=4)

@@ -269,5 +269,5 @@ def test_attention_is_torch_s_own_attention(channels: int) -> None:
 
 @pytest.mark.parametrize(("network", "shape"), [(UNet(1), (2, 3, 8, 8)), (UNet(1), (2, 8, 8)), (MLP(2), (4, 3))])
 def test_other_shapes_are_refused(network, shape):
-    with pytest.raises(ValueError, match="takes p.* got"):
+    with pytest.raises(ValueError, match=r"takes p.* got"):
         network(torch.zeros(shape), torch.zeros(shape[0]))

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from sfumato.defaults import GRID, SAMPLER, STEPS
+
 if TYPE_CHECKING:
     from sfumato.data import Findings
     from sfumato.engine.evaluate import Evaluation
@@ -120,11 +122,11 @@ def sample(
     run: Folder,
     *,
     n: Count = 64,
-    steps: int = 12,
+    steps: int = STEPS,
     seed: int = 0,
     class_: Class = None,
-    sampler: str = "dpm++2m",
-    grid: str = "logsnr",
+    sampler: str = SAMPLER,
+    grid: str = GRID,
     first: int = 0,
     out: str | None = None,
     device: str | None = None,
@@ -167,10 +169,10 @@ def evaluate(
     run: Folder,
     *,
     n: Count = 1000,
-    steps: int = 12,
+    steps: int = STEPS,
     seed: int = 0,
-    sampler: str = "dpm++2m",
-    grid: str = "logsnr",
+    sampler: str = SAMPLER,
+    grid: str = GRID,
 ) -> Evaluation:
     """Compare samples of a run with held-out data: Frechet distance, copying, classes. Writes evaluation.json.
 
@@ -237,10 +239,10 @@ def show(
     *,
     gif: bool = False,
     schedule: str = "cosine",
-    steps: int = 12,
+    steps: int = STEPS,
     seed: int = 0,
-    sampler: str = "dpm++2m",
-    grid: str = "logsnr",
+    sampler: str = SAMPLER,
+    grid: str = GRID,
     out: str | None = None,
 ) -> list[Path]:
     """Draw how data turn to noise and back: strips, schedules; for points paths, score and density too.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.data.codec import Codec
+from sfumato.defaults import GRID, SAMPLER, STEPS
 from sfumato.denoise import Denoiser, Given
 from sfumato.dist import stream
 from sfumato.errors import UserError, choose, nearest
@@ -161,9 +162,9 @@ class Diffusion(nn.Module):
         n: int,
         *,
         seed: int = 0,
-        steps: int = 12,
-        method: str = "dpm++2m",
-        grid: str = "logsnr",
+        steps: int = STEPS,
+        method: str = SAMPLER,
+        grid: str = GRID,
         label: int | None = None,
         first: int = 0,
     ) -> Iterator[Tensor]:
@@ -199,9 +200,9 @@ class Diffusion(nn.Module):
         indices: Sequence[int],
         *,
         seed: int = 0,
-        steps: int = 12,
-        method: str = "dpm++2m",
-        grid: str = "logsnr",
+        steps: int = STEPS,
+        method: str = SAMPLER,
+        grid: str = GRID,
         label: int | None = None,
     ) -> Iterator[State]:
         """Yield every stop of the way back of the samples with these indices, in one batch; see :meth:`states`."""

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sfumato.defaults import GRID, STEPS
 from sfumato.denoise import Model
 from sfumato.dist import Rng
 from sfumato.errors import UserError
@@ -125,8 +126,8 @@ def trajectory(
     model: Model,
     sampler: Sampler,
     x: Tensor,
-    grid: str | Sequence[float] | Tensor = "logsnr",
-    steps: int = 12,
+    grid: str | Sequence[float] | Tensor = GRID,
+    steps: int = STEPS,
     rng: Rng = None,
 ) -> Iterator[State]:
     """Yield every stop of the way back, the start included.
@@ -150,8 +151,8 @@ def generate(
     model: Model,
     sampler: Sampler,
     x: Tensor,
-    grid: str | Sequence[float] | Tensor = "logsnr",
-    steps: int = 12,
+    grid: str | Sequence[float] | Tensor = GRID,
+    steps: int = STEPS,
     rng: Rng = None,
 ) -> Tensor:
     """Return the last state of :func:`trajectory`, whose arguments it takes."""
@@ -165,8 +166,8 @@ def encode(
     model: Model,
     sampler: Sampler,
     x: Tensor,
-    grid: str | Sequence[float] | Tensor = "logsnr",
-    steps: int = 12,
+    grid: str | Sequence[float] | Tensor = GRID,
+    steps: int = STEPS,
 ) -> Tensor:
     """Return the noise at the grid's first time from which a deterministic sampler comes to ``x``; equation (2).
 
