@@ -3,8 +3,8 @@
 __all__ = ["GRID", "SAMPLER", "STEPS"]
 
 SAMPLER = "dpm++3m"
-"""One network call a step. Of all samplers it came nearest to the data at 5 calls, within noise of the nearest at 12, and
-at 25 calls it has less than half the distance of DPM-Solver++ 2M to the converged sample."""
+"""One network call a step. Of all samplers it came nearest to the data at 5 calls and among the nearest at 12, and at
+25 it has less than half the distance of DPM-Solver++ 2M to the converged sample."""
 
 GRID = "logsnr"
 """Where the steps stop. On the grid karras samplers of third order fail below 12 calls."""
