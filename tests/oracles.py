@@ -102,6 +102,19 @@ class Exact:
         return Estimate(x_t, now, schedule, output.to(x_t.dtype), a, b, lambda _: var.to(x_t.dtype))
 
 
+@dataclass(frozen=True)
+class At:
+    """A law that draws one time only."""
+
+    t: float
+
+    def times(self, n, schedule, sigma_data, rng):
+        return tensor(self.t).expand(n)
+
+    def density(self, t, schedule, sigma_data):
+        return torch.ones_like(t)
+
+
 def gaussian(mean: float = 0.7, var: float = 0.5, dim: int = 3) -> Mixture:
     return Mixture(tensor([1.0]), tensor([[mean] * dim]), tensor([[var] * dim]))
 

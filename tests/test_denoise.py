@@ -1,13 +1,13 @@
 """Parameterisations and the denoiser, against mixtures whose posterior mean is known."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from oracles import SCHEDULES, Exact, gaussian, mixture, tensor
+from oracles import SCHEDULES, At, Exact, gaussian, mixture, tensor
 from sfumato.denoise import Denoiser, Given, learned_step
 from sfumato.dist import stream
 from sfumato.errors import UserError
@@ -191,19 +191,6 @@ class Says(nn.Module):
 
     def forward(self, x, level, cond=None):
         return torch.cat([torch.zeros_like(x), self.v.expand(x.shape)], 1)
-
-
-@dataclass(frozen=True)
-class At:
-    """A law that draws one time only."""
-
-    t: float
-
-    def times(self, n, schedule, sigma_data, rng):
-        return tensor(self.t).expand(n)
-
-    def density(self, t, schedule, sigma_data):
-        return torch.ones_like(t)
 
 
 @pytest.mark.parametrize("t", [0.0012, 0.004, 0.05, 0.5])

@@ -1,13 +1,12 @@
 """Laws of noise levels and weightings: densities that integrate to 1, and minima where theory puts them."""
 
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
-from oracles import SCHEDULES, tensor
+from oracles import SCHEDULES, At, tensor
 from sfumato.denoise import Denoiser
 from sfumato.dist import stream
 from sfumato.errors import UserError
@@ -70,19 +69,6 @@ def test_the_likelihood_law_looks_at_every_level(name, sd):
     assert float(bands.min()) > 0.9 * law.floor / 20
     assert float(drawn.max()) <= law.clean
     assert float(law.density(schedule.time(law.clean + 0.1), schedule, sd)) == 0
-
-
-@dataclass(frozen=True)
-class At:
-    """A law that draws one time only."""
-
-    t: float
-
-    def times(self, n, schedule, sigma_data, rng):
-        return tensor(self.t).expand(n)
-
-    def density(self, t, schedule, sigma_data):
-        return torch.ones_like(t)
 
 
 class Constant(nn.Module):
