@@ -26,7 +26,7 @@ SRC = ROOT / "src"
 ORDER = [
     "errors", "files", "defaults", "dist", "schedule", "process", "mixing", "grid", "rows", "weighting", "denoise",
     "ode", "score", "predict", "sampler.base", "sampler.weights", "sampler.*", "sampler", "density", "nn", "data",
-    "models", "metrics", "engine", "report", "verbs", "cli", "__main__",
+    "models", "metrics", "engine", "view", "verbs", "cli", "__main__",
 ]  # fmt: skip
 """A file imports only from entries above its own; files of one folder import each other, but not in a circle."""
 
@@ -136,7 +136,7 @@ def test_no_circles():
         ("sfumato.process", "def f():\n    from sfumato import sampler"),
         ("sfumato.process", "if TYPE_CHECKING:\n    from .denoise import Denoiser"),
         ("sfumato.engine.run", "from sfumato import Gaussian"),
-        ("sfumato.engine.run", "from ..report.show import show"),
+        ("sfumato.engine.run", "from ..view.show import show"),
         ("sfumato.engine.run", "import_module('sfumato.verbs')"),
         ("sfumato.sampler.base", "from sfumato.sampler.ddim import DDIM"),
         ("sfumato.sampler.ddim", "from .heun import Heun"),

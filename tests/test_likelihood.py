@@ -267,7 +267,7 @@ def test_an_example_does_not_depend_on_how_many_are_measured(digits: Path, tmp_p
 
 def test_the_extremes_are_the_extremes(points: Path, digits: Path, tmp_path: Path, monkeypatch) -> None:
     """Which pictures are drawn, and that points have clouds."""
-    from sfumato.report import extremes, plots
+    from sfumato.view import extremes, plots
 
     drawn: list[tuple] = []
     table = plots.table

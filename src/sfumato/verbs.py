@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sfumato.engine.evaluate import Evaluation
     from sfumato.engine.likelihood import Likelihood
     from sfumato.models.diffusion import Diffusion
-    from sfumato.report.catalogue import Catalogue
+    from sfumato.view.catalogue import Catalogue
 
 __all__ = ["evaluate", "inspect", "likelihood", "load", "resume", "sample", "samplers", "show", "train"]
 
@@ -160,7 +160,7 @@ def sample(
 
 def samplers() -> Catalogue:
     """List the samplers (order, network calls a step, noise, source) and the grids of the way back."""
-    from sfumato.report.catalogue import catalogue
+    from sfumato.view.catalogue import catalogue
 
     return catalogue()
 
@@ -226,7 +226,7 @@ def likelihood(
     """
     from sfumato.engine.begin import device_of
     from sfumato.engine.likelihood import How, likelihood
-    from sfumato.report.extremes import extremes
+    from sfumato.view.extremes import extremes
 
     how = How(n, exact, probes, draws, vlb_calls, tolerance, seed)
     result = likelihood(Path(run), data, how, None if out is None else Path(out), device_of(device)[0])
@@ -263,7 +263,7 @@ def show(
     Raises:
         UserError: neither a run nor data.
     """
-    from sfumato.report.show import show
+    from sfumato.view.show import show
 
     return show(source, gif=gif, schedule=schedule, steps=steps, seed=seed, method=sampler, grid=grid, out=out)
 

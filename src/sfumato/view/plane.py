@@ -20,11 +20,11 @@ from torch import Tensor
 from sfumato.data.picture import BLUR, WINDOW, Pixels
 from sfumato.density import flow_logp
 from sfumato.dist import stream
-from sfumato.report import plots
-from sfumato.report.subject import POINTS, Subject
 from sfumato.rows import input_scale
 from sfumato.sampler import sampler, trajectory
 from sfumato.score import score as score_of
+from sfumato.view import plots
+from sfumato.view.subject import POINTS, Subject
 
 __all__ = ["density", "paths", "score"]
 

@@ -23,10 +23,10 @@ from sfumato.engine.run import Run
 from sfumato.errors import UserError
 from sfumato.models.diffusion import Diffusion
 from sfumato.process import Gaussian
-from sfumato.report import plots
-from sfumato.report.states import Stop, even_times, forward_path, way_back
 from sfumato.rows import input_scale
 from sfumato.schedule import SCHEDULES
+from sfumato.view import plots
+from sfumato.view.states import Stop, even_times, forward_path, way_back
 
 __all__ = ["FRAMES", "PICTURES", "POINTS", "Subject", "of_data", "of_run"]
 

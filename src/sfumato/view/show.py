@@ -29,12 +29,12 @@ from sfumato.engine.run import Run
 from sfumato.errors import UserError, choose, nearest
 from sfumato.files import write_png
 from sfumato.grid import times
-from sfumato.report import plane, plots
-from sfumato.report.gif import write_gif
-from sfumato.report.states import evenly
-from sfumato.report.subject import FRAMES, PICTURES, Subject, of_data, of_run
 from sfumato.sampler import sampler
 from sfumato.schedule import SCHEDULES
+from sfumato.view import plane, plots
+from sfumato.view.gif import write_gif
+from sfumato.view.states import evenly
+from sfumato.view.subject import FRAMES, PICTURES, Subject, of_data, of_run
 
 __all__ = ["show"]
 

@@ -22,12 +22,12 @@ from sfumato.errors import UserError
 from sfumato.files import write_png
 from sfumato.models.diffusion import Spec
 from sfumato.process import Gaussian
-from sfumato.report import gif, plane, plots
-from sfumato.report.gif import LIMIT, write_gif
-from sfumato.report.show import show
-from sfumato.report.states import even_times, evenly, forward_path, way_back
-from sfumato.report.subject import of_run
 from sfumato.schedule import SCHEDULES, Cosine
+from sfumato.view import gif, plane, plots
+from sfumato.view.gif import LIMIT, write_gif
+from sfumato.view.show import show
+from sfumato.view.states import even_times, evenly, forward_path, way_back
+from sfumato.view.subject import of_run
 
 HOW = {"gif": False, "schedule": "cosine", "steps": 3, "seed": 0, "method": "ddim", "grid": "logsnr", "out": None}
 POINTS = Spec("mlp", (8,), 1, sigma_data=1.0)

@@ -11,7 +11,7 @@ from sfumato.data.codec import Codec
 from sfumato.data.picture import Pixels
 from sfumato.engine.likelihood import Likelihood, Measured
 from sfumato.files import write_png
-from sfumato.report import plots
+from sfumato.view import plots
 
 __all__ = ["extremes"]
 
