@@ -12,12 +12,12 @@ import torch
 from oracles import EmpiricalNetwork
 from sfumato.data import load as load_data
 from sfumato.dist import stream
-from sfumato.engine import checkpoint
 from sfumato.engine.average import PowerAverage
-from sfumato.engine.begin import Asked, Choices, configure, seconds_of
+from sfumato.engine.choices import Asked, Choices, configure, seconds_of
 from sfumato.engine.config import Config, read_config, write_config
 from sfumato.engine.progress import Plain, duration
 from sfumato.engine.run import Run, latest
+from sfumato.engine.session import Session
 from sfumato.engine.trainer import COOL_DOWN, Trainer
 from sfumato.errors import UserError
 from sfumato.models.diffusion import Spec
@@ -45,18 +45,18 @@ def begin(folder, moons, **changes):
 
 def test_every_epoch_shows_every_example_once(tmp_path, moons):
     trainer = begin(tmp_path / "run", moons, batch=3000)
-    rows = torch.cat([trainer.batch(k) for k in range(20)])  # 60,000 places: three epochs of 20,000
+    rows = torch.cat([trainer.order(k) for k in range(20)])  # 60,000 places: three epochs of 20,000
     epochs = rows.reshape(3, 20_000)
     for epoch in epochs:
         assert torch.equal(epoch.sort().values, torch.arange(20_000))
     assert not torch.equal(epochs[0], epochs[1])
-    assert torch.equal(trainer.batch(7), begin(tmp_path / "again", moons, batch=3000).batch(7))
+    assert torch.equal(trainer.order(7), begin(tmp_path / "again", moons, batch=3000).order(7))
 
 
 def test_a_batch_may_be_larger_than_the_data(tmp_path, moons):
     few = dataclasses.replace(moons, items=moons.items[:10], labels=moons.labels[:10], fingerprint="few")
     trainer = Trainer(Run.create(tmp_path / "run", dataclasses.replace(CONFIG, batch=25), few), few)
-    assert torch.equal(trainer.batch(0).bincount().sort().values, torch.tensor([2] * 5 + [3] * 5))
+    assert torch.equal(trainer.order(0).bincount().sort().values, torch.tensor([2] * 5 + [3] * 5))
 
 
 def test_power_average_has_its_horizon():
@@ -98,11 +98,12 @@ def test_learning_rate_warms_up_stays_and_falls_to_nothing(tmp_path, moons):
 def test_a_time_becomes_steps_before_anything_depends_on_them(tmp_path, moons):
     """While the plan may change, every rate drawn from it so far is the one the final plan gives too."""
     trainer = begin(tmp_path / "run", moons, steps=0, seconds=100.0)
+    session = Session(trainer, Plain())
     seen = {}
     for k in range(1, 2000):
         seen[k] = trainer.rate(k)
         trainer.step, trainer.seconds = k, (0.1 * k if k < 300 else 30 + 0.2 * (k - 300))  # it slows down midway
-        trainer._plan(trainer.seconds / k if k >= 10 else None)
+        trainer.total = session._plan(trainer.seconds / k if k >= 10 else None)
         if k == trainer.total:
             break
     assert trainer.step == trainer.total
@@ -113,9 +114,9 @@ def test_a_time_becomes_steps_before_anything_depends_on_them(tmp_path, moons):
 
 def test_weights_of_a_timed_run_are_those_of_as_many_steps(tmp_path, moons, quiet):
     timed = begin(tmp_path / "timed", moons, steps=0, seconds=0.5)
-    assert timed.fit(quiet)
+    assert Session(timed, quiet).run()
     counted = begin(tmp_path / "counted", moons, steps=timed.total)
-    assert counted.fit(quiet)
+    assert Session(counted, quiet).run()
     assert timed.ema.fingerprint() == counted.ema.fingerprint()
     assert timed.model.fingerprint() == counted.model.fingerprint()
 
@@ -142,7 +143,7 @@ def test_a_training_learns(tmp_path, moons, quiet):
     The best is the posterior mean of the training set itself (ORACLES 8), judged on the same noise.
     """
     trainer = begin(tmp_path / "run", moons, steps=400, batch=256, lr=3e-3)
-    trainer.fit(quiet)
+    Session(trainer, quiet).run()
     states = moons.codec.encode(moons.test.items[:1000])
     best, none = (copy.deepcopy(trainer.ema.denoiser) for _ in range(2))
     best.network = EmpiricalNetwork(moons.codec.encode(moons.items[:5000]))
@@ -190,11 +191,11 @@ def test_dequantised_examples_fill_their_bins(tmp_path, digits):
     states = digits.codec.encode(digits.items[index])
     assert float(states.min()) == -1
     assert float(states.max()) == 1
-    place = (trainer._examples(index, stream(1))[0] - states) / width
+    place = (trainer.examples(index, stream(1))[0] - states) / width
     assert float(place.abs().max()) <= 0.5 + 1e-6
     assert float(place.mean()) == pytest.approx(0, abs=4 / (12 * place.numel()) ** 0.5)
     assert float(place.var()) == pytest.approx(1 / 12, rel=0.02)
-    again, other = (trainer._examples(index, stream(seed))[0] for seed in (1, 2))
+    again, other = (trainer.examples(index, stream(seed))[0] for seed in (1, 2))
     assert torch.equal((again - states) / width, place)
     assert not torch.equal(again, other)
 
@@ -228,7 +229,7 @@ def test_a_variance_learns_on_the_way(tmp_path, moons, quiet):
     """
     spec = dataclasses.replace(SPEC, variance="learned")
     trainer = begin(tmp_path / "run", moons, model=spec, steps=300, batch=256, lr=3e-3)
-    trainer.fit(quiet)
+    Session(trainer, quiet).run()
     states, q = moons.codec.encode(moons.test.items[:2000]), trainer.ema.denoiser.process
     for t in (0.0005, 0.002, 0.005, 0.01):
         x_t, s = q.marginal(states, t).sample(stream(3)), max(t - 0.001, t / 2)
@@ -256,15 +257,6 @@ def test_configs_from_before_a_key_was_there_still_load(tmp_path):
     assert read_config(path) == CONFIG
 
 
-def test_a_loss_that_is_not_finite_names_its_step(tmp_path, moons, quiet):
-    trainer = begin(tmp_path / "run", moons, steps=50)
-    trainer.advance()
-    with torch.no_grad():
-        next(trainer.model.parameters()).fill_(float("nan"))
-    with pytest.raises(UserError, match=r"not finite at step 2 .*lower --lr"):
-        trainer.fit(quiet)
-
-
 def test_resume_of_other_data_is_refused(tmp_path, moons):
     run = begin(tmp_path / "run", moons).run
     with pytest.raises(UserError, match="not what this run began with"):
@@ -276,31 +268,11 @@ def test_a_killed_runs_log_is_cut_to_its_checkpoint(tmp_path, moons, quiet):
     trainer.save()
     trainer.run.log.write_text('{"step": 0}\n{"step": 3}\n{"ste')
     again = Trainer(trainer.run, moons)
-    again.fit(quiet)
+    Session(again, quiet).run()
     steps = [json.loads(line)["step"] for line in trainer.run.log.read_text().splitlines()]
     assert steps[0] == 0
     assert steps[-1] == 5
     assert 3 not in steps[:2]
-
-
-def test_checkpoints_keep_two_and_damage_is_one_line(tmp_path):
-    for step in (1, 2, 3):
-        checkpoint.save(tmp_path, step, {"a": torch.full((1000,), float(step))}, {"step": str(step)})
-    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == [
-        "step-00000002.safetensors",
-        "step-00000003.safetensors",
-    ]
-    tensors, notes = checkpoint.load(tmp_path)
-    assert notes == {"step": "3"}
-    assert torch.equal(tensors["a"], torch.full((1000,), 3.0))
-    newest = checkpoint.checkpoints(tmp_path)[-1]
-    content = newest.read_bytes()
-    for cut in (len(content) // 2, 4, 0):
-        newest.write_bytes(content[:cut])
-        with pytest.raises(UserError, match=r"step-00000003.*damaged.*delete it, and step-00000002"):
-            checkpoint.load(tmp_path)
-    with pytest.raises(UserError, match="no checkpoint"):
-        checkpoint.load(tmp_path / "nothing")
 
 
 def test_config_round_trips_and_refuses_what_it_does_not_know(tmp_path):

@@ -152,7 +152,13 @@ class Denoiser(nn.Module):
             else learned_step(self.process, estimate, t, s)
         )
 
-    def loss(self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+    def times(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """Draw ``n`` times in (0, 1] from the law of training, float64, stratified over all of them."""
+        return self.law.times(n, self.process.schedule, self.sigma_data, rng)
+
+    def loss(
+        self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None, t: Tensor | None = None
+    ) -> Tensor:
         """Return the training loss of each example at a random time, (B,); equations (3) and (6).
 
         With the weighting "elbo" and a fixed variance its mean is the diffusion term of the bound on -log p(x), in
@@ -162,9 +168,10 @@ class Denoiser(nn.Module):
             x_0: (B, ...) data.
             cond: (B,) labels, if the network takes them.
             rng: CPU generator for the times and the noise.
+            t: (B,) times of a larger batch that was drawn as one; by default drawn here.
         """
         schedule, sd = self.process.schedule, self.sigma_data
-        t = self.law.times(len(x_0), schedule, sd, rng)
+        t = self.times(len(x_0), rng) if t is None else t
         now = schedule.at(t)
         eps = randn_like(x_0, rng)
         estimate = self.forward(spread(now.alpha, x_0) * x_0 + spread(now.sigma, x_0) * eps, now, cond)

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sfumato.errors import UserError
 
-__all__ = ["write_atomic", "write_png"]
+__all__ = ["sweep", "write_atomic", "write_png"]
 
 
 def write_atomic(path: Path, content: bytes) -> Path:
@@ -36,16 +36,42 @@ def write_atomic(path: Path, content: bytes) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with temporary.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
+            _write_through(temporary, content)
             temporary.replace(path)
+            _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder or free space") from error
     return path
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote into ``folder`` left behind."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    """Write all of a file, however little the system takes at a time, down to the disk."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(file, left) :]
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _sync(folder: Path) -> None:
+    """Bring a folder's list of names down to the disk, where the system can open folders."""
+    if os.name == "posix":
+        file = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 def write_png(path: Path, pixels: NDArray[np.uint8], recipe: Mapping[str, Any]) -> Path:

@@ -54,6 +54,7 @@ def train(
     out: str | None = None,
     seed: int = 0,
     batch: int | None = None,
+    accumulate: int = 1,
     lr: float | None = None,
     resolution: int | None = None,
     skip_bad: bool = False,
@@ -63,10 +64,16 @@ def train(
     likelihood: bool = False,
     learn_variance: bool = False,
     precision: Literal["fp32", "bf16"] | None = None,
+    compile: bool = False,
     device: str | None = None,
+    shard: bool = False,
     save_every: float = 30.0,
+    resume: bool = False,
+    tensorboard: bool = False,
 ) -> Path:
     """Train a model on some data. What is not given is chosen, and each choice is printed with its reason.
+
+    Started by `torchrun --nproc-per-node N -m sfumato train DATA`, N processes share each step's batch.
 
     Args:
         data: as for inspect.
@@ -76,7 +83,8 @@ def train(
         classes: learn the classes of the data, to sample one of them.
         out: folder of the run; by default runs/ and the name of the data.
         seed: of weights, data order and noise.
-        batch: examples a step.
+        batch: examples a step, over all processes; by default found by timing a few.
+        accumulate: parts in which each process computes its share of a step, to save memory.
         lr: learning rate.
         resolution: longest side to which pictures are brought.
         skip_bad: leave unreadable files out instead of stopping at the first.
@@ -86,8 +94,12 @@ def train(
         likelihood: train for a tight bound on log p(x), not for samples: weighting, noise levels and data for it.
         learn_variance: learn the noise of the way back too, for the sampler ancestral-learned.
         precision: of the arithmetic inside the network.
+        compile: let torch.compile translate the network: minutes once, then faster steps; says what it costs.
         device: cpu, cuda or mps.
+        shard: with torchrun, split the weights over the processes (FSDP2); by default each has all of them (DDP).
         save_every: seconds between checkpoints.
+        resume: go on with the run if its folder exists, so that a scheduler may repeat the command.
+        tensorboard: log for TensorBoard too, in the run's folder tensorboard/.
 
     Returns:
         The folder of the run.
@@ -96,7 +108,8 @@ def train(
         UserError: bad data, an impossible choice, or a folder that exists.
     """
     asked = dict(locals())
-    from sfumato.engine.begin import Asked, begin
+    from sfumato.engine.begin import begin
+    from sfumato.engine.choices import Asked
 
     return begin(Asked(**asked))
 
@@ -151,7 +164,7 @@ def sample(
     Raises:
         UserError: no such run, class, sampler or grid; or ``out`` holds other files.
     """
-    from sfumato.engine.begin import device_of
+    from sfumato.engine.choices import device_of
     from sfumato.engine.generate import Way, generate
 
     way = Way(seed=seed, steps=steps, method=sampler, grid=grid)
@@ -224,7 +237,7 @@ def likelihood(
     Raises:
         UserError: no such run; data that are gone, of other kind, shape or classes; or ``out`` holds other files.
     """
-    from sfumato.engine.begin import device_of
+    from sfumato.engine.choices import device_of
     from sfumato.engine.likelihood import How, likelihood
     from sfumato.view.extremes import extremes
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sfumato.engine.distributed import local
 from sfumato.errors import UserError
 
 __all__ = ["PowerAverage"]
@@ -32,8 +33,8 @@ class PowerAverage:
 
     def __init__(self, model: nn.Module, average: nn.Module, horizon: float) -> None:
         self.gamma = _gamma(horizon)
-        self.source = [p.detach() for p in model.parameters()]
-        self.target = [p.detach() for p in average.parameters()]
+        self.source = [local(p.detach()) for p in model.parameters()]
+        self.target = [local(p.detach()) for p in average.parameters()]
 
     def update(self, step: int) -> None:
         """Take in the weights after step ``step`` = 1, 2, ...; equation (1)."""

@@ -1,11 +1,21 @@
-"""Checkpoints: everything a run needs to go on exactly, in one safetensors file, written atomically.
+"""Checkpoints: everything a run needs to go on exactly, in one safetensors file whose name tells its own checksum.
 
-Names: step-00001234.safetensors. The newest two are kept, so that one survives a damaged disk.
+Names: step-00001234-<first 16 hexadecimal digits of the file's sha256>.safetensors. A file is read once: the bytes that
+were checked are the bytes that are used. The order of writing makes a crash at any moment harmless:
+
+(1)  the new checkpoint, under another name, down to the disk;  then renamed;  then the name of it into ``latest``
+(2)  only then all but the newest two are removed, so that one survives a damaged disk
+
+Reading tries the one that ``latest`` names, then the others from the newest to the oldest.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
@@ -13,20 +23,39 @@ import safetensors.torch
 from torch import Tensor
 
 from sfumato.errors import UserError
-from sfumato.files import write_atomic
+from sfumato.files import sweep, write_atomic
 
-__all__ = ["checkpoints", "load", "save"]
+__all__ = ["Checkpoint", "checkpoints", "load", "save", "set_aside"]
 
 KEEP = 2
+NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and found whole.
+
+    Attributes:
+        path: of the file.
+        tensors: by name.
+        notes: short texts that were saved with them.
+        damaged: newer ones that were found damaged, each with the reason.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    notes: dict[str, str]
+    damaged: tuple[tuple[Path, str], ...] = ()
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in ``folder``, oldest first."""
-    return sorted(folder.glob("step-*.safetensors"))
+    named = [(int(match[1]), path) for path in folder.glob("step-*") if (match := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(named, key=lambda found: (found[0], _written(found[1])))]
 
 
 def save(folder: Path, step: int, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> Path:
-    """Write a checkpoint, then remove all but the newest two.
+    """Write a checkpoint, then remove all but the newest two; order (1) and (2).
 
     Args:
         folder: of the checkpoints.
@@ -35,30 +64,72 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], notes: Mapping[
         notes: short texts to keep with them.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written; those that were there stay.
     """
     content = safetensors.torch.save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(notes)
     )
-    path = write_atomic(folder / f"step-{step:08d}.safetensors", content)
+    sweep(folder)
+    path = write_atomic(folder / f"step-{step:08d}-{_checksum(content)}.safetensors", content)
+    write_atomic(folder / "latest", path.name.encode())
     for old in checkpoints(folder)[:-KEEP]:
-        old.unlink(missing_ok=True)
+        if old != path:
+            old.unlink(missing_ok=True)
     return path
 
 
-def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and notes of the newest checkpoint.
+def load(folder: Path) -> Checkpoint:
+    """Return the newest checkpoint that is whole.
 
     Raises:
-        UserError: there is none, or it is damaged; the line names an older one if there is one.
+        UserError: there is none, or every one is damaged.
     """
-    found = checkpoints(folder)
-    if not found:
+    damaged: list[tuple[Path, str]] = []
+    for path in _newest_first(folder):
+        try:
+            return Checkpoint(path, *_read(path), tuple(damaged))
+        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+            damaged.append((path, str(error)))
+    if not damaged:
         raise UserError(f"{folder}: holds no checkpoint; train again, or give another run")
-    path = found[-1]
+    told = "; ".join(f"{path.name}: {why}" for path, why in damaged)
+    raise UserError(f"{folder}: every checkpoint is damaged ({told}); restore one from a backup, or train again")
+
+
+def set_aside(checkpoint: Checkpoint) -> None:
+    """Rename the damaged files that reading passed over, so that none is taken for the newest again."""
+    for path, _ in checkpoint.damaged:
+        try:
+            path.rename(path.with_suffix(".damaged"))
+        except OSError as error:
+            raise UserError(f"{path}: is damaged and cannot be renamed ({error.strerror}); remove it") from error
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = checkpoints(folder)[::-1]
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError) as error:
-        way = f"delete it, and {found[-2].name} is used" if len(found) > 1 else "delete it and train again"
-        raise UserError(f"{path}: damaged checkpoint ({error}); {way}") from error
+        named = folder / (folder / "latest").read_text("utf-8")
+    except (OSError, ValueError):
+        return found
+    return sorted(found, key=lambda path: path != named)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read, check and parse one file; whatever is wrong with it is a ValueError that says so."""
+    content = path.read_bytes()
+    expected = path.stem.rpartition("-")[2]
+    if _checksum(content) != expected:
+        raise ValueError(f"checksum is {_checksum(content)}")
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return safetensors.torch.load(content), header.get("__metadata__", {})
+
+
+def _written(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:  # a run that goes on has just removed it
+        return 0
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -34,13 +34,18 @@ class Config:
         resolution: longest side of a picture; 0 for the data's own.
         skip_bad: leave unreadable files out.
         seed: of weights, data order and noise.
-        batch: examples a step.
+        batch: examples a step, over all processes.
+        parts: into which a step's batch is split; at most as many processes can share the run.
+        shard: split the weights over the processes (FSDP2) instead of giving each all of them (DDP).
         lr: learning rate after warm-up.
         steps: length of the run in steps; 0 if ``seconds`` decides.
         seconds: length of the run in seconds; 0 if ``steps`` decides.
         ema: horizon of the weights' average, as a share of the run so far.
         save_every: seconds between checkpoints.
         device: "cpu", "cuda", "mps".
+        compile: let torch.compile translate the network.
+        stream: leave the data on disk and read them when their turn comes.
+        tensorboard: log for TensorBoard too.
         threads: of the CPU, on which the last bits of every sum depend; 0 for as many as PyTorch takes.
         version: of sfumato that began the run.
     """
@@ -51,12 +56,17 @@ class Config:
     skip_bad: bool = False
     seed: int = 0
     batch: int = 64
+    parts: int = 1
+    shard: bool = False
     lr: float = 1e-3
     steps: int = 0
     seconds: float = 0.0
     ema: float = 0.1
     save_every: float = 30.0
     device: str = "cpu"
+    compile: bool = False
+    stream: bool = False
+    tensorboard: bool = False
     threads: int = 0
     version: str = __version__
 
@@ -66,6 +76,8 @@ class Config:
         for name in ("batch", "lr", "ema", "save_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.parts < 1 or self.batch % self.parts:
+            raise UserError(f"a batch of {self.batch} cannot be split into {self.parts} equal parts; change --batch")
 
 
 def write_config(path: Path, config: Config) -> None:

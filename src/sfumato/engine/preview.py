@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from sfumato import __version__
+from sfumato.engine.distributed import Workers
 from sfumato.engine.run import Run
 from sfumato.files import write_png
 from sfumato.models.diffusion import Diffusion
@@ -17,21 +19,35 @@ __all__ = ["preview"]
 COUNT, COLUMNS = 32, 4
 
 
-def preview(run: Run, models: Mapping[str, Diffusion], step: int) -> Path:
-    """Draw the same 32 samples of each model side by side into the run's samples folder.
+def preview(run: Run, models: Mapping[str, Diffusion], step: int, workers: Workers) -> Path | None:
+    """Draw the same 32 samples of each model side by side into the run's samples folder; every rank draws a share.
 
     Args:
         run: whose samples.
         models: by name, from left to right.
         step: of the training, for the name of the file.
+        workers: who draw them together; all must ask.
 
     Returns:
-        The picture.
+        The picture, on rank 0; None on the others.
     """
-    pictures = [model.codec.picture(model.sample(COUNT, seed=run.config.seed), COLUMNS) for model in models.values()]
+    pictures = []
+    for model in models.values():
+        items = model.codec.decode(_states(model, run.config.seed, workers))
+        pictures.append(model.codec.picture(items, COLUMNS))
+    if not workers.leads:
+        return None
     gap = np.full((pictures[0].shape[0], 8, 3), 255, np.uint8)
     joined = np.concatenate([part for picture in pictures for part in (picture, gap)][:-1], axis=1)
     recipe = {"sfumato": __version__, "run": run.folder.name, "step": step, "seed": run.config.seed} | {
         "left to right": list(models)
     }
     return write_png(run.samples / f"step-{step:08d}.png", joined, recipe)
+
+
+def _states(model: Diffusion, seed: int, workers: Workers) -> Tensor:
+    """Return the states of the first samples, (COUNT, *dims); all ranks make as many network calls."""
+    share = -(-COUNT // workers.size)
+    for state in model.trajectory(range(workers.rank * share, (workers.rank + 1) * share), seed=seed):
+        last = state.x
+    return workers.gather(last)[:COUNT].cpu()

@@ -8,7 +8,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-__all__ = ["Live", "Plain", "Watch", "duration", "watch"]
+__all__ = ["Live", "Plain", "Silent", "Watch", "duration", "watch"]
 
 
 class Watch(Protocol):
@@ -76,8 +76,23 @@ class Plain:
         """Do nothing: every line is out."""
 
 
-def watch() -> Watch:
-    """Return the display that fits where standard output goes."""
+class Silent:
+    """Nothing: what the processes show that do not lead."""
+
+    def update(self, done: int, total: int, text: str) -> None:
+        """Show nothing."""
+
+    def say(self, line: str) -> None:
+        """Say nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def watch(leads: bool = True) -> Watch:
+    """Return the display that fits where standard output goes; one of several processes speaks, the one that leads."""
+    if not leads:
+        return Silent()
     console = Console()
     return Live(console) if console.is_terminal else Plain()
 

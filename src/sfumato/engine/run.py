@@ -16,6 +16,7 @@ from sfumato.data import Dataset, codec_from
 from sfumato.data import load as load_data
 from sfumato.engine import checkpoint
 from sfumato.engine.config import Config, read_config, write_config
+from sfumato.engine.distributed import assign
 from sfumato.errors import UserError
 from sfumato.files import write_atomic
 from sfumato.models.diffusion import Diffusion
@@ -64,8 +65,15 @@ class Run:
         Raises:
             UserError: the folder exists.
         """
-        if folder.exists():
-            raise UserError(f"{folder}: exists; go on with 'sfumato resume {folder}', or choose another --out")
+        Run.refuse(folder)
+        run = Run.of(folder, config, dataset)
+        write_atomic(folder / "data.json", json.dumps(run.data, indent=2, ensure_ascii=False).encode())
+        write_config(folder / "config.toml", config)
+        return run
+
+    @staticmethod
+    def of(folder: Path, config: Config, dataset: Dataset) -> Run:
+        """Return a run of which nothing is on disk yet; arguments as for :meth:`create`."""
         data = {
             "name": dataset.name,
             "count": len(dataset.items),
@@ -74,9 +82,13 @@ class Run:
             "codec": dataset.codec.to_dict(),
             "notes": list(dataset.notes),
         }
-        write_atomic(folder / "data.json", json.dumps(data, indent=2, ensure_ascii=False).encode())
-        write_config(folder / "config.toml", config)
         return Run(folder, config, data)
+
+    @staticmethod
+    def refuse(folder: Path) -> None:
+        """Raise a UserError if the folder of a new run exists."""
+        if folder.exists():
+            raise UserError(f"{folder}: exists; go on with 'sfumato resume {folder}', or choose another --out")
 
     @staticmethod
     def open(folder: Path) -> Run:
@@ -126,10 +138,10 @@ class Run:
         Raises:
             UserError: no whole checkpoint, or one of another model.
         """
-        tensors, notes = checkpoint.load(self.checkpoints)
+        found = checkpoint.load(self.checkpoints)
         model = self.build()
-        restore(model, tensors, "ema.", self.checkpoints)
-        return model.eval(), notes
+        restore(model, found.tensors, "ema.", self.checkpoints)
+        return model.eval(), found.notes
 
 
 def restore(model: Diffusion, tensors: dict[str, Any], prefix: str, where: Path) -> None:
@@ -144,11 +156,11 @@ def restore(model: Diffusion, tensors: dict[str, Any], prefix: str, where: Path)
     Raises:
         UserError: they are those of another model.
     """
+    target = model.state_dict()
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(f"{where}: the weights do not fit config.toml; was it changed by hand?") from error
+    if {name: t.shape for name, t in target.items()} != {name: t.shape for name, t in state.items()}:
+        raise UserError(f"{where}: the weights do not fit config.toml; was it changed by hand?")
+    assign(target, state)
 
 
 def latest(folder: Path) -> Path | None:

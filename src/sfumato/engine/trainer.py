@@ -2,71 +2,85 @@
 
 Nothing random is a state. With stream() of dist.py, s = seed:
 
-(1)  first weights          = f(s)
-(2)  examples of step k     = f(s, epoch): the k-th batch of an endless row of shuffled epochs
-(3)  times and noise of k   = f(s, k), that of dequantisation included;  dropout of k = f(s, k)
-(4)  learning rate of k     = lr min(1, k / WARM_UP), then falling to 0 over the last COOL_DOWN of the run
+(1)  first weights                = f(s)
+(2)  examples of step k           = f(s, epoch): the k-th batch of an endless row of shuffled epochs
+(3)  times of k                   = f(s, k);  noise, dequantisation and dropout of part j of k = f(s, k, j)
+(4)  learning rate after i images = lr min(1, i / WARM_UP), then falling to 0 over the last COOL_DOWN of the run
 
-So a run killed anywhere and resumed from its last checkpoint ends with the same bits. A run that is given a time
-learns its number of steps on the way: the total is planned anew from the measured speed until the cool-down begins,
-up to which nothing depends on it.
+So a run killed anywhere and resumed from its last checkpoint ends with the same bits, and many processes follow the law
+of one; see distributed.py for the parts. A run that is given a time learns its number of steps on the way: the total is
+planned anew from the measured speed until the cool-down begins, up to which nothing depends on it.
+
+A step whose gradient is not finite is skipped: it changes neither the weights nor the optimiser's state, and the
+average takes the unchanged weights. PATIENCE such steps in a row are answered by a return to the last checkpoint at
+half the learning rate, at most RETURNS times in a run. Nothing here waits for the device in every step: the optimiser
+reads the norm of the gradient there, and the host reads losses and norms when it logs.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.data import Dataset
+from sfumato.denoise import Denoiser
 from sfumato.dist import rand, stream
 from sfumato.engine import checkpoint
 from sfumato.engine.average import PowerAverage
-from sfumato.engine.interrupt import Interrupt
-from sfumato.engine.preview import preview
-from sfumato.engine.progress import Watch, duration
+from sfumato.engine.distributed import Workers, alike, assign, local, parts_of, shard, whole
+from sfumato.engine.gauge import ByLevel, Levels
+from sfumato.engine.order import Order
 from sfumato.engine.run import Run, restore
 from sfumato.errors import UserError
-from sfumato.files import write_atomic
 
 __all__ = ["Trainer"]
 
-WARM_UP = 100  # steps; AdamW's second moment (beta 0.99) has then seen its horizon
+WARM_UP = 6_400  # images; 100 steps of 64, after which AdamW's second moment (beta 0.99) has seen its horizon
 COOL_DOWN = 0.3  # share of the run; RECIPES: 20 to 30%
 CLIP = 1.0  # norm of the gradient
+PATIENCE, RETURNS = 10, 4
 MMSE_EXAMPLES = 256
-WEIGHTS, ORDER, NOISE, DROPOUT, MMSE = range(5)  # what a stream is for
+WEIGHTS, ORDER, NOISE, DROPOUT, MMSE, TIMES = range(6)  # what a stream is for
 
 
 class Trainer:
     """One training run in memory.
 
     Args:
-        run: its folder; the newest checkpoint there is loaded.
+        run: its folder; the newest good checkpoint there is loaded.
         dataset: the data of ``run``.
+        workers: the processes that share it; each makes a Trainer.
 
     Raises:
-        UserError: the data are not those the run began with, or the checkpoint is damaged.
+        UserError: the data are not those the run began with, more workers than parts, or no checkpoint is whole.
     """
 
-    def __init__(self, run: Run, dataset: Dataset) -> None:
+    def __init__(self, run: Run, dataset: Dataset, workers: Workers | None = None) -> None:
         if dataset.fingerprint != run.data["fingerprint"]:
             raise UserError(
                 f"{run.folder}: the data '{run.config.data}' are not what this run began with; restore them, or "
                 "train anew"
             )
         self.run, self.dataset, self.config = run, dataset, run.config
+        self.workers = workers or Workers()
+        self.parts = parts_of(self.config.parts, self.workers)
+        self.device = _device(self.config.device)
+        self.order = Order((self.config.seed, ORDER), len(dataset.items), self.config.batch)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(self.config.seed, WEIGHTS).initial_seed())
-            self.model = run.build().to(self.config.device)
+            self.model = run.build().to(self.device)
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
+        for model in (self.model, self.ema) if self.config.shard and self.workers.size > 1 else ():
+            for child in model.denoiser.children():
+                shard(child)
+        self.objective = self.workers.join(_Objective(self.model.denoiser), self.config.shard)
         self.parameters = list(self.model.parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=self.config.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
@@ -74,202 +88,219 @@ class Trainer:
         self.average = PowerAverage(self.model, self.ema, self.config.ema)
         self.step, self.total = 0, self.config.steps or 1_000_000_000
         self.seconds = 0.0
-        self._epoch: tuple[int, Tensor] = (-1, torch.empty(0))
+        self.skipped = self.in_row = self.returns = 0
+        self.levels = ByLevel(self.device)
+        self._recent: list[tuple[int, Tensor, Tensor]] = []  # not read from the device yet
+        self._read: list[tuple[Tensor, float]] = []  # not logged yet
+        self.damaged: tuple[tuple[Path, str], ...] = ()
         if checkpoint.checkpoints(run.checkpoints):
             self._restore()
+        if self.config.compile:
+            self.model.denoiser.network.compile()
 
-    def fit(self, watch: Watch) -> bool:
-        """Train to the end, saving, logging and showing samples on the way.
+    # ── One step ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-        Args:
-            watch: who is told.
+    def advance(self) -> Tensor:
+        """Do one training step.
 
         Returns:
-            False if a signal (Ctrl-C, SIGTERM) asked to stop; the run is saved then.
-
-        Raises:
-            UserError: a loss or gradient that is not finite, or a full disk.
+            This worker's share of the mean loss, on the device; the shares of all workers add up to it.
         """
-        self._trim_log()
-        clock = _Clock(self.seconds)
-        saved = shown = logged = clock.now
-        losses: list[float] = []
-        with Interrupt() as interrupt:
-            while self.step < self.total and not interrupt:
-                losses.append(self.advance())
-                self.seconds, pace = clock.now, clock.pace(self.step)
-                self._plan(pace)
-                if self.seconds - logged >= 1 or self.step == self.total:
-                    self._log(losses, watch, pace)
-                    losses, logged = [], self.seconds
-                if self.seconds - shown >= max(10.0, self._seconds_in_all(pace) / 8):
-                    self._preview(watch)
-                    shown = clock.now
-                if self.seconds - saved >= self.config.save_every:
-                    self.save()
-                    saved = clock.now
-        if self.step < self.total:
-            watch.say(f"stopped at step {self.step}, saved {self.save()}")
-            return False
-        self.finish()
-        self.save()
-        self._preview(watch)
-        return True
+        index, rng = self.order(self.step), stream(self.config.seed, TIMES, self.step)
+        t = self.model.denoiser.times(len(index), rng)
+        self.optimizer.zero_grad(set_to_none=True)
+        share = torch.zeros((), device=self.device)
+        for call, (part, counts) in enumerate(self.parts):
+            mine = slice(part, None, self.config.parts)
+            with self.workers.adding(self.objective, call + 1 < len(self.parts)):
+                losses = self._losses(index[mine], t[mine], part)
+                loss = losses.sum() * (counts / len(index))
+                (loss * self.workers.size).backward()  # type: ignore[no-untyped-call]  # ranks are averaged
+            if counts:
+                share += loss.detach()
+                self.levels.add(losses.detach(), self._noise(t[mine]))
+        norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)).detach()
+        unfit = alike((~norm.isfinite()).float(), self.parameters[0])
+        self.optimizer.found_inf = unfit  # type: ignore[attr-defined]  # the fused kernel does nothing then
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(self.step + 1)
+        self.optimizer.step()
+        self.step += 1
+        self.average.update(self.step)
+        self._recent.append((self.step, share, norm))
+        return share
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of step 1, 2, ...; equation (4)."""
+        left = (self.total - step + 1) / (COOL_DOWN * self.total)
+        return self.config.lr / 2**self.returns * min(1.0, step * self.config.batch / WARM_UP, left)
+
+    def _losses(self, index: Tensor, t: Tensor, part: int) -> Tensor:
+        """Return the loss of each example of one part."""
+        rng = stream(self.config.seed, NOISE, self.step, part)
+        states, cond = self.examples(index, rng)
+        with self._dropout(part):
+            losses: Tensor = self.objective(states, cond, rng, t)
+        return losses
+
+    def examples(self, index: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Return the states and labels of examples, on the device; dequantised if the model is of such states.
+
+        Args:
+            index: (b,) of the examples.
+            rng: for the dequantisation.
+        """
+        labels, codec, items = self.dataset.labels, self.dataset.codec, self.dataset.items[index]
+        if items.dtype == torch.uint8:  # a quarter of the bytes to move
+            items = (items.pin_memory() if self.device.type == "cuda" else items).to(self.device, non_blocking=True)
+        states = codec.encode(items).to(self.device)
+        if self.config.model.dequantise:
+            states = states + codec.level_width * (rand(states, rng) - 0.5).to(states.dtype)
+        wanted = self.config.model.classes > 0 and labels is not None
+        return states, labels[index].to(self.device) if wanted and labels is not None else None
+
+    def _noise(self, t: Tensor) -> Tensor:
+        """Return ln(sigma / (alpha sigma_data)) of times."""
+        return -self.model.denoiser.process.schedule.logsnr(t) / 2 - math.log(self.config.model.sigma_data)
+
+    @contextmanager
+    def _dropout(self, part: int) -> Iterator[None]:
+        """Make dropout, which draws from PyTorch's global state, a function of the step and part; equation (3)."""
+        wanted = self.config.model.dropout > 0
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices, enabled=wanted):
+            if wanted:
+                torch.manual_seed(stream(self.config.seed, DROPOUT, self.step, part).initial_seed())
+            yield
+
+    # ── What the steps were like ──────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def reads_every_step(self) -> bool:
+        """Whether reading a number from the device is free, so that what is not finite is seen at once."""
+        return self.device.type == "cpu"
+
+    def unread(self) -> list[tuple[int, Tensor, float]]:
+        """Return (step, this worker's share of the loss, norm of the gradient) of the steps since the last call."""
+        recent, self._recent = self._recent, []
+        norms = torch.stack([norm for *_, norm in recent]).tolist() if recent else []
+        read = [(step, share, norm) for (step, share, _), norm in zip(recent, norms, strict=True)]
+        self._read += [(share, norm) for _, share, norm in read]
+        return read
+
+    def read(self) -> tuple[float, float, Levels]:
+        """Return the mean loss, norm and losses by noise level since the last call, over all ranks."""
+        shares, norms = [share for share, _ in self._read], [norm for _, norm in self._read]
+        self._read = []
+        if not shares:
+            return math.nan, math.nan, self.levels.read()
+        self.levels.totals.copy_(self.workers.sum(self.levels.totals))
+        loss = float(self.workers.sum(torch.stack(shares)).nanmean())
+        good = [norm for norm in norms if math.isfinite(norm)]
+        return loss, sum(good) / len(good) if good else math.nan, self.levels.read()
+
+    def broken_examples(self, step: int) -> list[int]:
+        """Return which examples of a step's batch hold NaN or infinity."""
+        index = self.order(step - 1)
+        states, _ = self.examples(index, stream(self.config.seed, NOISE, step - 1, 0))
+        return index[~states.isfinite().flatten(1).all(1).cpu()].tolist()
+
+    # ── The whole run ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def finished(self) -> bool:
         """Whether the checkpoint that was loaded is that of a whole run."""
         return self.step == self.total and not bool(self.ema.denoiser.mmse.isnan().any())
 
-    def advance(self) -> float:
-        """Do one training step and return its loss."""
-        rng = stream(self.config.seed, NOISE, self.step)
-        states, cond = self._examples(self.batch(self.step), rng)
-        with self._dropout():
-            loss = self.model.denoiser.loss(states, cond, rng).mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, CLIP))
-        if not math.isfinite(norm):
-            raise UserError(
-                f"loss or gradient is not finite at step {self.step + 1} (loss {loss.item():g}); "
-                f"lower --lr (now {self.config.lr:g}); {self.run.folder} keeps its last checkpoint"
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(self.step + 1)
-        self.optimizer.step()
-        self.step += 1
-        self.average.update(self.step)
-        return loss.item()
-
-    def batch(self, step: int) -> Tensor:
-        """Return the indices of the examples of a step, (batch,); equation (2)."""
-        count = len(self.dataset.items)
-        places = torch.arange(step * self.config.batch, (step + 1) * self.config.batch)
-        parts = [
-            self._shuffled(epoch)[places[places // count == epoch] % count]
-            for epoch in range(int(places[0]) // count, int(places[-1]) // count + 1)
-        ]
-        return torch.cat(parts)
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of step 1, 2, ...; equation (4)."""
-        left = (self.total - step + 1) / (COOL_DOWN * self.total)
-        return self.config.lr * min(1.0, step / WARM_UP, left)
-
-    def save(self) -> Any:
-        """Write a checkpoint and return its path."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"ema.{name}": tensor for name, tensor in self.ema.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
-        notes = {"step": str(self.step), "total": str(self.total), "seconds": repr(self.seconds)}
-        return checkpoint.save(self.run.checkpoints, self.step, tensors, notes)
-
     def finish(self) -> None:
         """Measure what the averaged model leaves open at each noise level; see ``Denoiser.measure_mmse``."""
         count = min(MMSE_EXAMPLES, len(self.dataset.items))
-        rng = stream(self.config.seed, MMSE)
-        index = torch.randperm(len(self.dataset.items), generator=rng)[:count]
-        states, cond = self._examples(index, rng)
-        self.ema.denoiser.measure_mmse(states, cond, rng)
+        index = torch.randperm(len(self.dataset.items), generator=stream(self.config.seed, MMSE))[:count]
+        mine = index[self.workers.rank :: self.workers.size] if count >= self.workers.size else index
+        rng = stream(self.config.seed, MMSE, self.workers.rank)
+        denoiser = self.ema.denoiser
+        denoiser.measure_mmse(*self.examples(mine, rng), rng)
+        denoiser.mmse.copy_(self.workers.sum(denoiser.mmse) / self.workers.size)
 
-    def _examples(self, index: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Return the states and labels of examples, on the device; dequantised if the model is of such states."""
-        device, labels, codec = self.config.device, self.dataset.labels, self.dataset.codec
-        states = codec.encode(self.dataset.items[index])
-        if self.config.model.dequantise:
-            states = states + codec.level_width * (rand(states, rng) - 0.5).to(states.dtype)
-        wanted = self.config.model.classes > 0 and labels is not None
-        return states.to(device), labels[index].to(device) if wanted and labels is not None else None
+    # ── Checkpoints ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _shuffled(self, epoch: int) -> Tensor:
-        """Return the order of an epoch's examples; equation (2)."""
-        if self._epoch[0] != epoch:
-            rng = stream(self.config.seed, ORDER, epoch)
-            self._epoch = epoch, torch.randperm(len(self.dataset.items), generator=rng)
-        return self._epoch[1]
+    def healthy(self) -> bool:
+        """Whether all weights are finite, on every rank."""
+        every = (*self.model.parameters(), *self.ema.parameters())
+        broken = torch.stack([(~local(p.detach()).isfinite()).any().float() for p in every]).sum()
+        return not float(self.workers.sum(broken))
 
-    @contextmanager
-    def _dropout(self) -> Iterator[None]:
-        """Make dropout, which draws from PyTorch's global state, a function of the step; equation (3)."""
-        with torch.random.fork_rng(devices=[], enabled=self.config.model.dropout > 0):
-            if self.config.model.dropout > 0:
-                torch.manual_seed(stream(self.config.seed, DROPOUT, self.step).initial_seed())
-            yield
+    def save(self) -> Path | None:
+        """Write a checkpoint and return its path; every rank must ask, and rank 0 writes.
 
-    def _plan(self, pace: float | None) -> None:
-        """Set the total of a run that was given a time, while the learning rate does not depend on it yet."""
-        steady = 1 - COOL_DOWN
-        if self.config.seconds and pace and self.step <= steady * self.total:
-            left = (self.config.seconds - self.seconds) / pace
-            self.total = max(math.ceil(self.step + left), math.ceil(self.step / steady))
+        Raises:
+            UserError: it cannot be written.
+        """
+        tensors = {f"model.{name}": whole(tensor) for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"ema.{name}": whole(tensor) for name, tensor in self.ema.state_dict().items()}
+        tensors |= {name: whole(tensor) for name, tensor in self._optimizer_state().items()}
+        counters = ("step", "total", "seconds", "skipped", "in_row", "returns")
+        notes = {name: repr(getattr(self, name)) for name in counters}
+        path, error = None, None
+        if self.workers.leads:
+            try:
+                path = checkpoint.save(self.run.checkpoints, self.step, tensors, notes)
+            except UserError as cause:
+                error = cause
+        self.workers.agree(error)
+        return path
 
-    def _seconds_in_all(self, pace: float | None) -> float:
-        return self.config.seconds or self.seconds + (self.total - self.step) * (pace or 0.0)
+    def go_back(self) -> None:
+        """Return to the last good checkpoint, at half the learning rate."""
+        returns, skipped = self.returns + 1, self.skipped
+        self._recent, self._read = [], []
+        self.levels.read()
+        self._restore()
+        self.returns, self.skipped, self.in_row = returns, skipped, 0
 
-    def _log(self, losses: list[float], watch: Watch, pace: float | None) -> None:
-        loss = sum(losses) / len(losses)
-        record = {"step": self.step, "loss": loss, "lr": self.rate(self.step), "seconds": round(self.seconds, 2)}
-        with self.run.log.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(record) + "\n")
-        if pace:
-            speed, left = self.config.batch / pace, duration((self.total - self.step) * pace)
-            watch.update(self.step, self.total, f"loss {loss:.4f}  {speed:,.0f} items/s  {left} left")
-
-    def _trim_log(self) -> None:
-        """Drop what a killed run logged after its last checkpoint: those steps are done again."""
-        if self.run.log.exists():
-            lines = self.run.log.read_text("utf-8").splitlines()
-            kept = [line for line in lines if _logged_step(line) <= self.step]
-            write_atomic(self.run.log, "".join(f"{line}\n" for line in kept).encode())
-
-    def _preview(self, watch: Watch) -> None:
-        """Draw the same samples from the averaged and the raw weights, so that a bad average shows as such."""
-        path = preview(self.run, {"average": self.ema, "raw": self.model}, self.step)
-        watch.say(f"step {self.step}: samples in {path} (left: averaged weights, right: raw)")
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        state = self.optimizer.state_dict()["state"]
+        return {f"optimizer.{i}.{name}": tensor for i, each in state.items() for name, tensor in each.items()}
 
     def _restore(self) -> None:
-        tensors, notes = checkpoint.load(self.run.checkpoints)
-        restore(self.model, tensors, "model.", self.run.checkpoints)
-        restore(self.ema, tensors, "ema.", self.run.checkpoints)
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                state.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        found = checkpoint.load(self.run.checkpoints)
+        if self.workers.leads:
+            checkpoint.set_aside(found)
+        self.damaged = found.damaged
+        restore(self.model, found.tensors, "model.", self.run.checkpoints)
+        restore(self.ema, found.tensors, "ema.", self.run.checkpoints)
+        self._restore_optimizer({n: t for n, t in found.tensors.items() if n.startswith("optimizer.")})
+        notes = found.notes
         self.step, self.seconds = int(notes["step"]), float(notes["seconds"])
         self.total = self.config.steps or int(notes["total"])
+        self.skipped, self.in_row, self.returns = (int(notes[name]) for name in ("skipped", "in_row", "returns"))
+
+    def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        if not tensors:  # saved before the first step
+            self.optimizer.state.clear()
+            return
+        state: dict[int, dict[str, Any]] = {}
+        for name in tensors:
+            _, index, key = name.split(".")
+            parameter = self.parameters[int(index)]
+            state.setdefault(int(index), {})[key] = (
+                tensors[name].clone() if key == "step" else torch.zeros_like(parameter)
+            )
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        assign(self._optimizer_state(), tensors)
 
 
-class _Clock:
-    """Seconds of training, those before a resume included, and the pace of this session."""
+class _Objective(nn.Module):
+    """The loss as the forward pass of a module: what DDP joins is what is called."""
 
-    def __init__(self, before: float) -> None:
-        self._before, self._start = before, time.monotonic()
-        self._calls = 0
-        self._origin = self._start, 0
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
 
-    @property
-    def now(self) -> float:
-        return self._before + time.monotonic() - self._start
-
-    def pace(self, step: int) -> float | None:
-        """Return seconds a step, all that happens between steps included; call it after every step.
-
-        The first steps of a process are slower by far and do not count: before ten steps this is None.
-        """
-        self._calls += 1
-        if self._calls == 3:
-            self._origin = time.monotonic(), step
-        if self._calls < 10:
-            return None
-        return max(time.monotonic() - self._origin[0], 1e-6) / (step - self._origin[1])
+    def forward(self, x_0: Tensor, cond: Tensor | None, rng: torch.Generator, t: Tensor) -> Tensor:
+        return self.denoiser.loss(x_0, cond, rng, t)
 
 
-def _logged_step(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # the line that was being written when the process died
-        return math.inf
+def _device(name: str) -> torch.device:
+    """Return the device of this process: of several with CUDA, the one that ``joined`` has set."""
+    return torch.device(name, torch.cuda.current_device()) if name == "cuda" else torch.device(name)

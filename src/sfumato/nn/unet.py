@@ -79,10 +79,11 @@ class UNet(nn.Module):
         if x.ndim != 4 or x.shape[1] != self.inlet.in_channels:
             raise ValueError(f"this U-Net takes pictures (B, {self.inlet.in_channels}, H, W), got {tuple(x.shape)}")
         height, width = x.shape[2:]
-        padded = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
+        fits = height % self.multiple == width % self.multiple == 0
+        padded = x if fits else F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             out = self._forward(padded, level, cond)
-        return out[:, :, :height, :width].to(x.dtype).contiguous()
+        return (out if fits else out[:, :, :height, :width]).to(x.dtype).contiguous()
 
     def _forward(self, x: Tensor, level: Tensor, cond: Tensor | None) -> Tensor:
         films = iter(self.film(self.conditioning(level, cond))[:, :, None, None].split(self.film_sizes, 1))

@@ -1,0 +1,258 @@
+"""What the user did not say about a run is chosen here, and said with its reason."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from sfumato.data import Dataset
+from sfumato.engine.config import Config
+from sfumato.engine.measure import best_batch
+from sfumato.errors import UserError, choose
+from sfumato.models.diffusion import Spec
+
+__all__ = ["Asked", "Choices", "configure", "device_of", "seconds_of"]
+
+Size = Literal["tiny", "small", "base"]
+
+
+@dataclass(frozen=True)
+class _UNetSize:
+    widths: tuple[int, ...]
+    blocks: int
+    attention: tuple[bool, ...]
+
+
+UNETS = {
+    "tiny": _UNetSize((32, 64), 2, (False, True)),
+    "small": _UNetSize((32, 64, 96), 2, (False, False, True)),
+    "base": _UNetSize((64, 128, 192), 2, (False, False, True)),
+}
+"""U-Nets by size; bench/network_speed.py measured them."""
+MLPS = {"tiny": (128, 3), "small": (256, 4), "base": (512, 6)}
+"""Width and depth of the networks for points."""
+
+
+FEW = 10_000
+"""Below so many examples a network learns them by heart within minutes, unless dropout slows it."""
+LEAST_PART = 16
+"""Examples of one part of a step: with fewer a process idles."""
+LEARNING_RATES = {
+    "tiny": (1e-3, "stable at this size"),
+    "small": (1e-3, "stable at this size"),
+    "base": (5e-4, "stable at this size"),
+}
+"""Learning rates by size, and why."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments of ``sfumato.verbs.train``, with its defaults; None where the choice is ours."""
+
+    data: str
+    time: str | None = None
+    steps: int | None = None
+    size: Size | None = None
+    classes: bool = False
+    out: str | None = None
+    seed: int = 0
+    batch: int | None = None
+    accumulate: int = 1
+    lr: float | None = None
+    resolution: int | None = None
+    skip_bad: bool = False
+    schedule: str = "cosine"
+    parameterisation: str = "edm"
+    weighting: str | None = None
+    likelihood: bool = False
+    learn_variance: bool = False
+    precision: Literal["fp32", "bf16"] | None = None
+    compile: bool = False
+    device: str | None = None
+    shard: bool = False
+    save_every: float = 30.0
+    resume: bool = False
+    tensorboard: bool = False
+
+
+class Choices:
+    """Collects what was chosen, and says it."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def take(self, name: str, asked: Any, chosen: Any, reason: str) -> Any:
+        """Note a choice and return it.
+
+        Args:
+            name: of what is chosen.
+            asked: what the user wants, or None.
+            chosen: what is taken if the user does not say.
+            reason: for that.
+        """
+        value = chosen if asked is None else asked
+        self.lines.append(f"  {name:<10} {value!s:<10} {reason if asked is None else 'as asked'}")
+        return value
+
+
+def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1) -> Config:
+    """Return the config of a run: what was asked for, and choices for the rest.
+
+    Args:
+        dataset: the data that were asked for, loaded.
+        asked: what was asked for.
+        choices: collects what is chosen, and why.
+        workers: processes that will share the run.
+
+    Raises:
+        UserError: something impossible was asked for.
+    """
+    if asked.classes and not dataset.classes:
+        raise UserError(
+            f"'{asked.data}' has no classes; leave --classes out, or sort the files into a folder for each class"
+        )
+    device, why = device_of(asked.device)
+    choices.take("device", asked.device, device, why)
+    if asked.shard and workers == 1:
+        raise UserError("--shard splits the weights over several processes: start them with torchrun")
+    dims = dataset.codec.dims
+    points = dataset.codec.kind == "points"
+    threads = 1 if points else torch.get_num_threads()
+    choices.take("threads", None, threads, "points are too few numbers to share" if points else "all that there are")
+    little = points or dims[-1] * dims[-2] <= 16 * 16
+    steps, seconds = _length(asked, little, choices)
+    shape = "x".join(map(str, dims))
+    size = choices.take("size", asked.size, "tiny" if little else "small", f"learns {shape} values in minutes on a CPU")
+    lr = choices.take("lr", asked.lr, *LEARNING_RATES[size])
+    precision = choices.take("precision", asked.precision, *_precision(device, points, asked.likelihood))
+    few = len(dataset.items) < FEW and not points
+    dropout = choices.take("dropout", None, 0.1 if few else 0.0, "few examples" if few else "enough examples")
+    aim = _likelihood(dataset, asked, choices) if asked.likelihood else _samples(asked, choices)
+    width = dataset.codec.level_width if aim["dequantise"] else 0.0
+    sigma_data = math.hypot(float(dataset.codec.encode(dataset.items[:10_000]).std()), width / math.sqrt(12))
+    choices.take("sigma_data", None, round(sigma_data, 4), "the data's standard deviation, measured")
+    model = Spec(
+        **_network(size, points),
+        dropout=dropout,
+        classes=len(dataset.classes) if asked.classes else 0,
+        schedule=asked.schedule,
+        parameterisation=asked.parameterisation,
+        **aim,
+        variance="learned" if asked.learn_variance else "fixed",
+        sigma_data=sigma_data,
+        precision=precision,
+    )
+    model.build(dataset.codec)  # refuses what cannot work, before anything is written
+    parts = workers * asked.accumulate
+    config = Config(
+        data=asked.data,
+        model=model,
+        resolution=asked.resolution or 0,
+        skip_bad=asked.skip_bad,
+        seed=asked.seed,
+        batch=parts,
+        parts=parts,
+        shard=asked.shard,
+        lr=lr,
+        steps=steps,
+        seconds=seconds,
+        save_every=asked.save_every,
+        device=device,
+        compile=asked.compile,
+        tensorboard=asked.tensorboard,
+        threads=threads,
+    )
+    batch, why = (asked.batch, "") if asked.batch else _batch(config, dataset, points)
+    return replace(config, batch=choices.take("batch", asked.batch, batch, why))
+
+
+def _length(asked: Asked, little: bool, choices: Choices) -> tuple[int, float]:
+    """Return the steps and seconds of a run; one of them is 0."""
+    if asked.time is not None and asked.steps is not None:
+        raise UserError("give either --time or --steps, not both")
+    if asked.steps is not None:
+        if asked.steps < 1:
+            raise UserError(f"--steps must be at least 1, got {asked.steps}")
+        return int(choices.take("steps", asked.steps, 0, "")), 0.0
+    chosen, why = ("2m", "enough for data this small") if little else ("10m", "enough for a first good model")
+    return 0, seconds_of(choices.take("time", asked.time, chosen, why))
+
+
+def _batch(config: Config, dataset: Dataset, points: bool) -> tuple[int, str]:
+    """Return the examples of a step, over all processes, and why."""
+    batch, why = (256, "points are cheap") if points else best_batch(config, dataset)
+    if config.parts == 1:
+        return batch, why
+    each = max(LEAST_PART, -(-batch // config.parts))
+    return each * config.parts, f"{config.parts} parts of {each}; alone, {why}"
+
+
+def _network(size: str, points: bool) -> dict[str, Any]:
+    if points:
+        width, depth = choose("size", size, MLPS)
+        return {"network": "mlp", "widths": (width,), "blocks": depth}
+    unet = choose("size", size, UNETS)
+    return {"network": "unet", "widths": unet.widths, "blocks": unet.blocks, "attention": unet.attention}
+
+
+def device_of(asked: str | None) -> tuple[str, str]:
+    """Return the device to compute on, and why.
+
+    Raises:
+        UserError: the device asked for is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    best = next(name for name, found in there.items() if found)
+    name = best if asked is None else asked
+    if not choose("device", name.split(":")[0], there):
+        raise UserError(f"device '{name}' is not available here; leave --device out to use {best}")
+    return name, "the fastest found"
+
+
+def _samples(asked: Asked, choices: Choices) -> dict[str, Any]:
+    """Return what training looks at for good samples."""
+    weighting = choices.take(
+        "weighting", asked.weighting, asked.parameterisation, "plain error of the network's output"
+    )
+    return {"weighting": weighting, "law": "lognormal", "dequantise": False}
+
+
+def _likelihood(dataset: Dataset, asked: Asked, choices: Choices) -> dict[str, Any]:
+    """Return what training looks at for a tight bound on log p(x)."""
+    weighting = choices.take("weighting", asked.weighting, "elbo", "the bound on log p(x) itself")
+    law = choices.take("law", None, "likelihood", "every noise level that has a share in the bound")
+    levels = dataset.codec.level_width > 0
+    why = "spread over their bins, levels have a density" if levels else "the data vary continuously"
+    return {"weighting": weighting, "law": law, "dequantise": choices.take("dequantise", None, levels, why)}
+
+
+def _precision(device: str, points: bool, likelihood: bool) -> tuple[str, str]:
+    """Return the precision inside the network, and why."""
+    if likelihood:
+        return "fp32", "bits are counted at noise so low that bf16 rounds it away"
+    if points:
+        return "fp32", "the network is too small to gain from less"
+    if device == "cuda":
+        return "bf16", "twice as fast as fp32 on GPUs that have it"
+    if device == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return "bf16", "this CPU has bfloat16 arithmetic (AVX512-BF16)"
+    return "fp32", "no bfloat16 arithmetic found"
+
+
+def seconds_of(text: str) -> float:
+    """Read a time such as 90s, 2m, 1h30m or 45 (seconds).
+
+    Raises:
+        UserError: it is none, or not above 0.
+    """
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(f"(?:{number}h)?(?:{number}m)?(?:{number}s?)?", text.strip())
+    parts = match.groups() if match else (0, 0, 0)
+    seconds = sum(float(part or 0) * unit for part, unit in zip(parts, (3600, 60, 1), strict=True))
+    if seconds <= 0:
+        raise UserError(f"'{text}' is no time; write 90s, 2m or 1h30m")
+    return seconds

@@ -1,0 +1,56 @@
+"""Timing real training steps of a model that is thrown away: what `sfumato plan` and the choice of a batch rest on."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from sfumato.data import Dataset
+from sfumato.engine.config import Config
+from sfumato.engine.run import Run
+from sfumato.engine.trainer import Trainer
+
+__all__ = ["best_batch", "pace"]
+
+BATCHES = (64, 128, 256)
+BUDGET = 1.5  # seconds for all trials together, but for the first
+GAIN = 1.1  # a larger batch means fewer steps: it must be this much faster
+
+
+def pace(trainer: Trainer, seconds: float, least: int = 2) -> float:
+    """Return seconds a step, the median of what fits into some time.
+
+    Args:
+        trainer: whose steps are done.
+        seconds: to spend on them, at least.
+        least: steps, after a first one that does not count.
+    """
+    trainer.advance()
+    took: list[float] = []
+    while len(took) < least or sum(took) < seconds:
+        begin = time.perf_counter()
+        float(trainer.advance())  # waits for the device
+        took.append(time.perf_counter() - begin)
+    return sorted(took)[len(took) // 2]
+
+
+def best_batch(config: Config, dataset: Dataset) -> tuple[int, str]:
+    """Return the smallest of a few batches from which a larger one would gain little, and why.
+
+    Args:
+        config: of the run, whose batch is still open.
+        dataset: of the run.
+    """
+    best, speed, spent = 0, 0.0, 0.0
+    for batch in BATCHES:
+        begin = time.perf_counter()
+        run = Run.of(Path("nowhere"), replace(config, batch=batch, parts=1, compile=False), dataset)
+        there = batch / pace(Trainer(run, dataset), 0.0)
+        spent += (time.perf_counter() - begin) * (best > 0)  # the first trial also wakes the libraries
+        if there < GAIN * speed:
+            return best, f"{speed:,.0f} images/s, {batch} would give {there:,.0f}"
+        best, speed = batch, there
+        if 3 * spent > BUDGET:  # the next takes twice as long
+            break
+    return best, f"{speed:,.0f} images/s"

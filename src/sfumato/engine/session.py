@@ -1,0 +1,215 @@
+"""One session of training: from where the run stands to its end, or until it is asked to stop.
+
+The steps are the Trainer's. What happens between them (logging, saving, previews, the plan of a timed run) depends on
+the clock, so rank 0 decides it and tells the others.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sfumato.engine.clock import Clock
+from sfumato.engine.interrupt import Interrupt
+from sfumato.engine.preview import preview
+from sfumato.engine.progress import Watch, duration
+from sfumato.engine.track import Track
+from sfumato.engine.trainer import COOL_DOWN, PATIENCE, RETURNS, Trainer
+from sfumato.errors import UserError
+
+__all__ = ["Session"]
+
+
+@dataclass(frozen=True)
+class _Due:
+    """What rank 0 decided after a step."""
+
+    total: float
+    log: float
+    show: float
+    save: float
+    stop: float
+
+
+class Session:
+    """Trains a run to its end.
+
+    Args:
+        trainer: of the run.
+        watch: who is told.
+    """
+
+    def __init__(self, trainer: Trainer, watch: Watch) -> None:
+        self.trainer, self.watch = trainer, watch
+        self.config, self.workers = trainer.config, trainer.workers
+        self.track: Track | None = None
+        self.clock = Clock(trainer.seconds)
+        self.saved = self.shown = self.logged = self.clock.now
+        self.reported = trainer.step  # up to which losses are logged
+
+    def run(self) -> bool:
+        """Train, saving, logging and showing samples on the way.
+
+        Returns:
+            False if a signal (Ctrl-C, SIGTERM) asked to stop; the run is saved then.
+
+        Raises:
+            UserError: steps go on not being finite, or the disk cannot be written.
+        """
+        if self.workers.leads:
+            run = self.trainer.run
+            folder = run.folder / "tensorboard" if self.config.tensorboard else None
+            self.track = Track(run.log, self.trainer.step, folder)
+        try:
+            with Interrupt() as interrupt:
+                return self._run(interrupt)
+        finally:
+            if self.track is not None:
+                self.track.close()
+
+    def _run(self, interrupt: Interrupt) -> bool:
+        trainer = self.trainer
+        self._event("resume" if trainer.step else "begin", workers=self.workers.size)
+        for path, reason in trainer.damaged:
+            self._event("damaged", file=path.name, reason=reason)
+            self.watch.say(f"{path.name} is damaged ({reason}): set aside, going on from the one before")
+        if not trainer.step:
+            self._save()  # a run that fails at once has a place to go back to, and a full disk shows now
+        while trainer.step < trainer.total:
+            trainer.advance()
+            due = self._decide(interrupt)
+            trainer.total = int(due.total)
+            if due.log or trainer.reads_every_step:
+                self._judge()
+            if due.log:
+                self._log()
+            if due.save:
+                self._save()
+            if due.show:
+                self._preview()
+            if due.stop:
+                return self._stop()
+        trainer.finish()
+        self._save()
+        self._preview()
+        self._event("end")
+        return True
+
+    def _decide(self, interrupt: Interrupt) -> _Due:
+        """Look at the clock, on rank 0, and tell the others."""
+        trainer, now = self.trainer, self.clock.now
+        trainer.seconds = now
+        pace = self.clock.pace(trainer.step)
+        total = self._plan(pace)
+        ends = trainer.step >= total
+        show = not ends and now - self.shown >= max(10.0, self._seconds_in_all(total, pace) / 8)
+        save = not ends and now - self.saved >= self.config.save_every
+        log = now - self.logged >= 1 or ends or show or save or bool(interrupt)
+        return _Due(*self.workers.decide([total, log, show, save, bool(interrupt) and not ends]))
+
+    def _plan(self, pace: float | None) -> int:
+        """Return the total of a run that was given a time, while the learning rate does not depend on it yet."""
+        trainer, steady = self.trainer, 1 - COOL_DOWN
+        if self.config.seconds and pace and trainer.step <= steady * trainer.total:
+            left = (self.config.seconds - trainer.seconds) / pace
+            return max(math.ceil(trainer.step + left), math.ceil(trainer.step / steady))
+        return trainer.total
+
+    def _seconds_in_all(self, total: int, pace: float | None) -> float:
+        return self.config.seconds or self.trainer.seconds + (total - self.trainer.step) * (pace or 0.0)
+
+    # ── What is not finite ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _judge(self) -> None:
+        """Count and name the steps that were skipped; go back if there were too many in a row.
+
+        The norm of the gradient is the same on all ranks, and so is what follows from it.
+        """
+        for step, share, norm in self.trainer.unread():
+            if math.isfinite(norm):
+                self.trainer.in_row = 0
+                continue
+            self.trainer.skipped += 1
+            self.trainer.in_row += 1
+            cause = self._cause(step, share)
+            self._event("skip", at=step, cause=cause, skipped=self.trainer.skipped)
+            self.watch.say(f"step {step} skipped: {cause} ({self.trainer.skipped} skipped so far)")
+            if self.trainer.in_row == PATIENCE:
+                self._go_back(f"{PATIENCE} steps in a row up to {step} were not finite: {cause}")
+                return
+
+    def _cause(self, step: int, share: Tensor) -> str:
+        """Say what of a step is not finite: the data, the loss or the gradient."""
+        if math.isfinite(float(self.workers.sum(share))):
+            return "the gradient is not finite"
+        broken = self.trainer.broken_examples(step)
+        return f"example {broken[0]} of the data is not finite" if broken else "the loss is not finite"
+
+    def _go_back(self, cause: str) -> None:
+        trainer = self.trainer
+        if trainer.returns == RETURNS:
+            self._event("stop", cause=cause)
+            raise UserError(
+                f"{trainer.run.folder}: {cause}, after {RETURNS} returns to a checkpoint, the last at a learning rate "
+                f"of {trainer.config.lr / 2**RETURNS:g}; its last checkpoint is kept: train again with a lower --lr"
+            )
+        failed = trainer.step
+        trainer.go_back()
+        if self.track is not None:
+            self.track.rewind(trainer.step)
+        self.reported = trainer.step
+        lr = trainer.config.lr / 2**trainer.returns
+        self._event("rollback", cause=cause, failed=failed, lr=lr)
+        self.watch.say(f"{cause}; back to step {trainer.step} with learning rate {lr:g}")
+
+    # ── What is written ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _event(self, what: str, **facts: object) -> None:
+        if self.track is not None:
+            self.track.event(self.trainer.step, what, self.clock.now, **facts)
+
+    def _log(self) -> None:
+        """Log means since the last record, over all ranks."""
+        trainer = self.trainer
+        self.logged = self.clock.now
+        loss, norm, levels = trainer.read()
+        steps, self.reported = trainer.step - self.reported, trainer.step
+        if steps <= 0:
+            return
+        pace = self.clock.pace_so_far
+        speed = self.config.batch / pace if pace else None
+        if self.track is not None:
+            self.track.numbers(
+                trainer.step, self.clock.now, loss=loss, lr=trainer.rate(trainer.step), norm=norm,
+                items_per_second=speed, levels=levels,
+            )  # fmt: skip
+        if speed and pace:
+            left = duration((trainer.total - trainer.step) * pace)
+            self.watch.update(trainer.step, trainer.total, f"loss {loss:.4f}  {speed:,.0f} items/s  {left} left")
+
+    def _save(self) -> None:
+        self.saved = self.clock.now
+        if not self.trainer.healthy():
+            self._go_back(f"weights are not finite at step {self.trainer.step}")
+            return
+        path = self.trainer.save()
+        if path is not None:
+            self._event("save", file=path.name)
+        self.saved = self.clock.now
+
+    def _stop(self) -> bool:
+        self._save()
+        self._event("stop", cause="asked to")
+        self.watch.say(f"stopped at step {self.trainer.step}, saved in {self.trainer.run.checkpoints}")
+        return False
+
+    def _preview(self) -> None:
+        """Draw the same samples from the averaged and the raw weights, so that a bad average shows as such."""
+        trainer = self.trainer
+        path = preview(trainer.run, {"average": trainer.ema, "raw": trainer.model}, trainer.step, self.workers)
+        if path is not None and self.track is not None:
+            self.track.preview(trainer.step, self.clock.now, path)
+            self.watch.say(f"step {trainer.step}: samples in {path} (left: averaged weights, right: raw)")
+        self.shown = self.clock.now
