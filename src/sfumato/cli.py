@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import os
 import re
 import sys
 import types
@@ -36,7 +37,9 @@ def main(args: Sequence[str] | None = None) -> int:
         0; 2 for a mistake of the user; 130 if stopped by Ctrl-C.
     """
     try:
-        _print(_parse(args)())
+        result = _parse(args)()
+        if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
+            _print(result)
     except UserError as error:
         print(f"sfumato: {error}", file=sys.stderr)
         return 2

@@ -13,6 +13,7 @@ compute a part once more with weight 0: every worker makes as many calls as the 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # exported, but not in its stubs
+from torch.distributed.rendezvous import rendezvous
 
 from sfumato.errors import UserError
 
@@ -109,6 +112,8 @@ class Workers:
             return module
         from torch.nn.parallel import DistributedDataParallel
 
+        # the strides of a 1x1 kernel can be read in two ways: no copy follows from it
+        warnings.filterwarnings("ignore", message="Grad strides do not match")
         device = next(module.parameters()).device
         ids = [device.index] if device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
@@ -149,9 +154,14 @@ def joined(device: str) -> Iterator[Workers]:
         if local >= torch.cuda.device_count():
             raise UserError(f"{local + 1} processes here for {torch.cuda.device_count()} GPUs: lower --nproc-per-node")
         torch.cuda.set_device(local)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo", timeout=TIMEOUT)
+    store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+    # a process that was started again must not read the address that the one before it left in the same store
+    store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     try:
-        yield Workers(dist.get_rank(), dist.get_world_size())
+        yield Workers(rank, size)
+        dist.barrier()  # who leaves early would break the others' last exchange
     finally:
         dist.destroy_process_group()
 

@@ -85,7 +85,7 @@ class Session:
                 self._judge()
             if due.log:
                 self._log()
-            if due.save:
+            if due.save and not trainer.in_row:  # a place to go back to lies before what fails
                 self._save()
             if due.show:
                 self._preview()
