@@ -53,7 +53,7 @@ _HOME = {
     **dict.fromkeys(("generate", "trajectory", "encode"), "sampler"),
     **dict.fromkeys(("vlb", "flow_logp"), "density"),
     **dict.fromkeys(
-        ("train", "resume", "sample", "samplers", "evaluate", "likelihood", "show", "inspect", "load"), "verbs"
+        ("plan", "train", "resume", "sample", "samplers", "evaluate", "likelihood", "show", "inspect", "load"), "verbs"
     ),
 }
 

@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from sfumato.data import Findings
     from sfumato.engine.evaluate import Evaluation
     from sfumato.engine.likelihood import Likelihood
+    from sfumato.engine.plan import Plan
     from sfumato.models.diffusion import Diffusion
     from sfumato.view.catalogue import Catalogue
 
-__all__ = ["evaluate", "inspect", "likelihood", "load", "resume", "sample", "samplers", "show", "train"]
+__all__ = ["evaluate", "inspect", "likelihood", "load", "plan", "resume", "sample", "samplers", "show", "train"]
 
 Data = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
 Others = tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="DATA")]]
@@ -112,6 +113,65 @@ def train(
     from sfumato.engine.choices import Asked
 
     return begin(Asked(**asked))
+
+
+def plan(
+    data: Data,
+    *,
+    workers: int = 1,
+    time: str | None = None,
+    steps: int | None = None,
+    size: Literal["tiny", "small", "base"] | None = None,
+    classes: bool = False,
+    batch: int | None = None,
+    accumulate: int = 1,
+    resolution: int | None = None,
+    skip_bad: bool = False,
+    likelihood: bool = False,
+    learn_variance: bool = False,
+    precision: Literal["fp32", "bf16"] | None = None,
+    compile: bool = False,
+    device: str | None = None,
+    shard: bool = False,
+    save_every: float = 30.0,
+    out: str | None = None,
+) -> Plan:
+    """Say what a training run would take (time, memory, disk) from a few real steps, and keep nothing.
+
+    Args:
+        data: as for inspect.
+        workers: processes that share the run; they are really started, here.
+        time: as for train.
+        steps: as for train.
+        size: as for train.
+        classes: as for train.
+        batch: as for train.
+        accumulate: as for train.
+        resolution: as for train.
+        skip_bad: as for train.
+        likelihood: as for train.
+        learn_variance: as for train.
+        precision: as for train.
+        compile: as for train.
+        device: as for train.
+        shard: as for train.
+        save_every: as for train.
+        out: a JSON file for the figures.
+
+    Raises:
+        UserError: bad data, an impossible choice, or more workers than there is room for.
+    """
+    from time import perf_counter
+
+    begun, asked = perf_counter(), dict(locals())
+    from sfumato.engine.choices import Asked
+    from sfumato.engine.plan import plan
+
+    del asked["workers"], asked["out"], asked["perf_counter"]
+    result = plan(Asked(**asked), workers, begun)
+    if out is not None:
+        result.write(Path(out))
+    return result
 
 
 def resume(run: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="RUN")]] = None) -> Path:

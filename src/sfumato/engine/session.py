@@ -19,7 +19,15 @@ from sfumato.engine.track import Track
 from sfumato.engine.trainer import COOL_DOWN, PATIENCE, RETURNS, Trainer
 from sfumato.errors import UserError
 
-__all__ = ["Session"]
+__all__ = ["Session", "between_previews"]
+
+FIRST_PREVIEW = 10.0  # seconds: early, so that a mistake shows
+PREVIEWS = 8  # after it in a long run, and one at its end
+
+
+def between_previews(seconds: float) -> float:
+    """Return how many seconds lie between two previews of a run of so many seconds, after the first."""
+    return max(FIRST_PREVIEW, seconds / PREVIEWS)
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,8 @@ class Session:
         self.config, self.workers = trainer.config, trainer.workers
         self.track: Track | None = None
         self.clock = Clock(trainer.seconds)
-        self.saved = self.shown = self.logged = self.clock.now
+        self.saved = self.logged = self.clock.now
+        self.next_preview = self.clock.now + FIRST_PREVIEW
         self.reported = trainer.step  # up to which losses are logged
 
     def run(self) -> bool:
@@ -104,7 +113,7 @@ class Session:
         pace = self.clock.pace(trainer.step)
         total = self._plan(pace)
         ends = trainer.step >= total
-        show = not ends and now - self.shown >= max(10.0, self._seconds_in_all(total, pace) / 8)
+        show = not ends and now >= self.next_preview
         save = not ends and now - self.saved >= self.config.save_every
         log = now - self.logged >= 1 or ends or show or save or bool(interrupt)
         return _Due(*self.workers.decide([total, log, show, save, bool(interrupt) and not ends]))
@@ -117,8 +126,9 @@ class Session:
             return max(math.ceil(trainer.step + left), math.ceil(trainer.step / steady))
         return trainer.total
 
-    def _seconds_in_all(self, total: int, pace: float | None) -> float:
-        return self.config.seconds or self.trainer.seconds + (total - self.trainer.step) * (pace or 0.0)
+    def _seconds_in_all(self) -> float:
+        left = (self.trainer.total - self.trainer.step) * (self.clock.pace_so_far or 0.0)
+        return self.config.seconds or self.clock.now + left
 
     # ── What is not finite ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -212,4 +222,4 @@ class Session:
         if path is not None and self.track is not None:
             self.track.preview(trainer.step, self.clock.now, path)
             self.watch.say(f"step {trainer.step}: samples in {path} (left: averaged weights, right: raw)")
-        self.shown = self.clock.now
+        self.next_preview = self.clock.now + between_previews(self._seconds_in_all())
