@@ -4,6 +4,7 @@ import inspect
 import io
 import json
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pictures import png_bytes
 from sfumato import cli, verbs
 from sfumato.cli import main
 from sfumato.defaults import SAMPLER
+from sfumato.engine import checkpoint
 from sfumato.engine.checkpoint import checkpoints
 from sfumato.grid import GRIDS
 from sfumato.sampler import SAMPLERS
@@ -161,16 +163,21 @@ def test_a_run_that_exists_is_not_touched(capsys, trained):
 
 
 def test_a_checkpoint_cut_in_half(capsys, here, trained):
-    newest = checkpoints(trained / "checkpoints")[-1]
+    """Whoever draws from the run is told; resume goes on from the checkpoint before it, to the same bits."""
+    run = here / "damaged"
+    shutil.copytree(trained, run)
+    newest = checkpoints(run / "checkpoints")[-1]
     whole = newest.read_bytes()
-    try:
-        newest.write_bytes(whole[: len(whole) // 2])
-        before = everything(trained)
-        for verb in ("sample", "resume", "evaluate"):
-            fails(capsys, [verb, trained], newest.name, "damaged", "delete it")
-        assert everything(trained) == before
-    finally:
-        newest.write_bytes(whole)
+    newest.write_bytes(whole[: len(whole) // 2])
+    before = everything(run)
+    for verb in ("sample", "evaluate"):
+        fails(capsys, [verb, run], newest.name, "damaged", "sfumato resume", "step-00000000")
+    assert everything(run) == before
+    assert main(["resume", str(run)]) == 0
+    assert "is damaged" in capsys.readouterr().out
+    ours, theirs = checkpoint.load(run / "checkpoints"), checkpoint.load(trained / "checkpoints")
+    assert all(torch.equal(ours.tensors[name], tensor) for name, tensor in theirs.tensors.items())
+    assert newest.with_suffix(".damaged").exists()
 
 
 def test_a_run_on_points_that_has_no_classes_left(capsys, here):

@@ -136,9 +136,14 @@ class Run:
         """Return the model with its newest averaged weights, and the notes of the checkpoint.
 
         Raises:
-            UserError: no whole checkpoint, or one of another model.
+            UserError: no checkpoint, the newest is damaged, or it is of another model.
         """
         found = checkpoint.load(self.checkpoints)
+        if found.damaged:
+            path, reason = found.damaged[0]
+            raise UserError(
+                f"{path}: damaged checkpoint ({reason}); 'sfumato resume {self.folder}' goes on from {found.path.name}"
+            )
         model = self.build()
         restore(model, found.tensors, "ema.", self.checkpoints)
         return model.eval(), found.notes
