@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from sfumato.verbs import inspect as inspect
     from sfumato.verbs import likelihood as likelihood
     from sfumato.verbs import load as load
+    from sfumato.verbs import report as report
     from sfumato.verbs import resume as resume
     from sfumato.verbs import sample as sample
     from sfumato.verbs import samplers as samplers
@@ -53,7 +54,20 @@ _HOME = {
     **dict.fromkeys(("generate", "trajectory", "encode"), "sampler"),
     **dict.fromkeys(("vlb", "flow_logp"), "density"),
     **dict.fromkeys(
-        ("plan", "train", "resume", "sample", "samplers", "evaluate", "likelihood", "show", "inspect", "load"), "verbs"
+        (
+            "plan",
+            "train",
+            "resume",
+            "sample",
+            "samplers",
+            "evaluate",
+            "likelihood",
+            "show",
+            "report",
+            "inspect",
+            "load",
+        ),
+        "verbs",
     ),
 }
 

@@ -24,7 +24,7 @@ from sfumato.errors import UserError, nearest
 
 __all__ = ["main"]
 
-VERBS = ("inspect", "plan", "train", "resume", "sample", "samplers", "evaluate", "likelihood", "show")
+VERBS = ("inspect", "plan", "train", "resume", "sample", "samplers", "evaluate", "likelihood", "show", "report")
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -20,8 +20,21 @@ if TYPE_CHECKING:
     from sfumato.engine.plan import Plan
     from sfumato.models.diffusion import Diffusion
     from sfumato.view.catalogue import Catalogue
+    from sfumato.view.page import Report
 
-__all__ = ["evaluate", "inspect", "likelihood", "load", "plan", "resume", "sample", "samplers", "show", "train"]
+__all__ = [
+    "evaluate",
+    "inspect",
+    "likelihood",
+    "load",
+    "plan",
+    "report",
+    "resume",
+    "sample",
+    "samplers",
+    "show",
+    "train",
+]
 
 Data = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
 Others = tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="DATA")]]
@@ -339,6 +352,21 @@ def show(
     from sfumato.view.show import show
 
     return show(source, gif=gif, schedule=schedule, steps=steps, seed=seed, method=sampler, grid=grid, out=out)
+
+
+def report(run: Folder, *, out: str | None = None) -> Report:
+    """Write one HTML file about a run: its curves, previews, events, evaluation and choices. Computes nothing anew.
+
+    Args:
+        run: folder of a run, also of one that is still training.
+        out: the file; by default report.html in the run.
+
+    Raises:
+        UserError: no such run, or ``out`` is a file of somebody else.
+    """
+    from sfumato.view.page import report
+
+    return report(Path(run), None if out is None else Path(out))
 
 
 def load(run: str | Path) -> Diffusion:
