@@ -25,7 +25,6 @@ SMOOTH = 0.012  # width of the smoothing Gaussian, as a share of the steps drawn
 WIDE = 4.0  # a range of this ratio is drawn on a logarithmic scale
 HOLE = 10.0  # a line ends where the next point is so many times as far as usual
 HUGE = 1e100  # beyond it sums would overflow
-MARKS = 150  # more marks of one kind than this would be a grey wall
 
 
 @dataclass(frozen=True)
@@ -157,6 +156,7 @@ def _cells(line: Line) -> _Cells:
     weight = np.add.reduceat(weights, starts)
     mean = np.add.reduceat(y * weights, starts) / weight
     where = np.add.reduceat(x, starts) / np.diff(starts, append=len(x))
+    where[[0, -1]] = x[[0, -1]]  # a pixel aside, so that the line reaches both ends
     return _Cells(where, mean, np.minimum.reduceat(y, starts), np.maximum.reduceat(y, starts), weight)
 
 
@@ -203,6 +203,6 @@ def _marks(x: _Axis, marks: Sequence[Mark]) -> list[str]:
         if LEFT <= at <= WIDTH - RIGHT:
             places.setdefault(mark.style, set()).add(at)
     return [
-        f'<path class="mark {style}" d="{"".join(f"M{at} {TOP}V{HEIGHT - BOTTOM}" for at in sorted(found)[:MARKS])}"/>'
+        f'<path class="mark {style}" d="{"".join(f"M{at} {TOP}V{HEIGHT - BOTTOM}" for at in sorted(found))}"/>'
         for style, found in places.items()
     ]

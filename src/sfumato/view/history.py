@@ -83,6 +83,7 @@ def _table(rows: Sequence[Mapping[str, Any]], name: str) -> Floats:
 
 def _number(value: Any) -> float:
     try:
-        return float(value) if type(value) in (int, float) else math.nan
+        number = float(value) if type(value) in (int, float) else math.nan
     except OverflowError:  # a whole number with hundreds of digits
         return math.nan
+    return number if math.isfinite(number) else math.nan

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def safe(value: Any) -> str:
 
 def number(value: float | None) -> str:
     """Write a number with six digits; a dash for one that is not known."""
-    return "–" if value is None or value != value else f"{value:.6g}"
+    return "–" if value is None or not math.isfinite(value) else f"{value:.6g}"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], style: str = "") -> str:
@@ -51,7 +52,13 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], style: str = "") 
 
 
 def figure(content: str, caption: str, more: str = "") -> str:
-    """Put a caption over some content; ``more`` is said in small letters. All are HTML."""
+    """Put a caption over some content.
+
+    Args:
+        content: HTML.
+        caption: HTML.
+        more: HTML in small letters behind it.
+    """
     small = f" <small>{more}</small>" if more else ""
     return f"<figure><figcaption>{caption}{small}</figcaption>{content}</figure>"
 

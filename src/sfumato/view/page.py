@@ -133,14 +133,13 @@ def _parameters(model: Any) -> int:
 
 
 def _head(run: Run, told: History, model: _Model, name: str) -> str:
-    """Return the title, what was trained in words, and the main figures as tiles."""
+    """Return the title, what was trained in words, and the main figures."""
     config, spec, data = run.config, run.config.model, run.data
     shape = "×".join(map(str, codec_from(data["codec"]).dims))
-    count = int(data.get("count") or 0)
     classes = [str(label) for label in data.get("classes") or []]
     some = ", ".join(classes[:CLASSES]) + (f" and {len(classes) - CLASSES} more" if len(classes) > CLASSES else "")
     sentences = [
-        f"Data <b>{safe(data.get('name'))}</b>: {count:,} examples of {shape} values"
+        f"Data <b>{safe(data.get('name'))}</b>: {_count(run):,} examples of {shape} values"
         + (f"; {len(classes)} classes: {safe(some)}" if classes else "")
         + f". Fingerprint {safe(str(data.get('fingerprint'))[:16])}.",
         f"Network {safe(spec.network)} {safe('-'.join(map(str, spec.widths)))} with {model.parameters:,} parameters, "
@@ -148,25 +147,35 @@ def _head(run: Run, told: History, model: _Model, name: str) -> str:
         f"sfumato {safe(config.version)}.",
         f"Weights <b>{model.weights}</b> of step {safe(model.step)}." if model.weights else "No weights yet.",
     ]
-    seen = told.step * config.batch
-    epochs = f"{seen / count:,.{1 if seen < 100 * count else 0}f} epochs" if count else ""
-    seconds, loss, peak = (told.last(name) for name in ("seconds", "loss", "peak"))
-    speeds = told.numbers["items_per_second"]
-    speed = float(np.nanmedian(speeds)) if np.isfinite(speeds).any() else None
-    asked = f"of {config.steps:,} asked for" if config.steps else f"of {duration(config.seconds)} asked for"
-    tiles = [
-        ("Steps", f"{told.step:,}", asked if config.steps else _status(told)),
-        ("Training time", duration(seconds), _status(told) if config.steps else asked) if seconds is not None else None,
-        ("Last loss", number(loss), "as logged") if loss is not None else None,
-        ("Items seen", short(seen), epochs),
-        ("Speed", f"{short(speed)} / s", "median") if speed is not None else None,
-        ("Memory", f"{peak:,.0f} MB", "at most") if peak is not None else None,
-    ]
-    cells = "".join(
-        f"<div><dt>{what}</dt><dd>{main}<small>{more}</small></dd></div>" for what, main, more in filter(None, tiles)
-    )
     lines = "\n".join(f"<p>{sentence}</p>" for sentence in sentences)
-    return f'<h1>{name}</h1>\n{lines}\n<dl class="tiles">{cells}</dl>'
+    return f"<h1>{name}</h1>\n{lines}\n{_tiles(run, told)}"
+
+
+def _tiles(run: Run, told: History) -> str:
+    """Return the main figures that are known: what it is, the figure, and a remark."""
+    config, count, seen = run.config, _count(run), told.step * run.config.batch
+    epochs = f"{seen / count:,.{1 if seen < 100 * count else 0}f} epochs" if count else ""
+    status, planned = _status(told), f"{config.steps:,}" if config.steps else duration(config.seconds)
+    remarks = [f"of {planned} asked for", status] if config.steps else [status, f"of {planned} asked for"]
+    tiles = [("Steps", f"{told.step:,}", remarks[0])]
+    seconds, loss, peak = (told.last(name) for name in ("seconds", "loss", "peak"))
+    if seconds is not None:
+        tiles.append(("Training time", duration(seconds), remarks[1]))
+    if loss is not None:
+        tiles.append(("Last loss", number(loss), "as logged"))
+    tiles.append(("Items seen", short(seen), epochs))
+    speeds = told.numbers["items_per_second"]
+    if np.isfinite(speeds).any():
+        tiles.append(("Speed", f"{short(float(np.nanmedian(speeds)))} / s", "median"))
+    if peak is not None:
+        tiles.append(("Memory", f"{peak:,.0f} MB", "at most"))
+    cells = (f"<div><dt>{what}</dt><dd>{main}<small>{more}</small></dd></div>" for what, main, more in tiles)
+    return f'<dl class="tiles">{"".join(cells)}</dl>'
+
+
+def _count(run: Run) -> int:
+    count = run.data.get("count")
+    return count if type(count) is int else 0
 
 
 def _status(told: History) -> str:
