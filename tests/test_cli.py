@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import sfumato
+from commands import everything, fails
 from pictures import png_bytes
 from sfumato import cli, verbs
 from sfumato.cli import main
@@ -41,25 +42,9 @@ def trained(tmp_path_factory):
     return folder
 
 
-def fails(capsys, words, *parts):
-    """The words give exit code 2 and one line on standard error that holds the parts."""
-    capsys.readouterr()
-    assert main([str(word) for word in words]) == 2
-    out, err = capsys.readouterr()
-    assert err.startswith("sfumato: "), err
-    assert err.count("\n") == 1, err
-    for part in parts:
-        assert part in err
-    return out
-
-
 def picture(path, size=(8, 8), colour=128):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", size, colour).save(path)
-
-
-def everything(folder):
-    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def truncated_jpeg():

@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sfumato.errors import UserError
 
-__all__ = ["sweep", "write_atomic", "write_png"]
+__all__ = ["png_bytes", "sweep", "write_atomic", "write_png"]
 
 
 def write_atomic(path: Path, content: bytes) -> Path:
@@ -74,13 +74,27 @@ def _sync(folder: Path) -> None:
             os.close(file)
 
 
+def png_bytes(pixels: NDArray[np.uint8], recipe: Mapping[str, Any]) -> bytes:
+    """Return a picture as PNG, with the recipe that made it as JSON in the text chunk "sfumato".
+
+    Args:
+        pixels: (H, W) or (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) RGBA, 0 to 255.
+        recipe: what is needed to make the picture again; JSON-able.
+    """
+    text = PngInfo()
+    text.add_text("sfumato", json.dumps(dict(recipe)))
+    content = io.BytesIO()
+    Image.fromarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels).save(content, "PNG", pnginfo=text)
+    return content.getvalue()
+
+
 def write_png(path: Path, pixels: NDArray[np.uint8], recipe: Mapping[str, Any]) -> Path:
-    """Write a picture as PNG, with the recipe that made it as JSON in the text chunk "sfumato".
+    """Write a picture as a file; see :func:`png_bytes`.
 
     Args:
         path: the file; its folder is made if it is missing.
-        pixels: (H, W) or (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) RGBA, 0 to 255.
-        recipe: what is needed to make the picture again; JSON-able.
+        pixels: of the picture.
+        recipe: that made it.
 
     Returns:
         ``path``.
@@ -88,8 +102,4 @@ def write_png(path: Path, pixels: NDArray[np.uint8], recipe: Mapping[str, Any]) 
     Raises:
         UserError: the place cannot be written.
     """
-    text = PngInfo()
-    text.add_text("sfumato", json.dumps(dict(recipe)))
-    content = io.BytesIO()
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[2:] == (1,) else pixels).save(content, "PNG", pnginfo=text)
-    return write_atomic(path, content.getvalue())
+    return write_atomic(path, png_bytes(pixels, recipe))

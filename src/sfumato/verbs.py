@@ -214,10 +214,16 @@ def sample(
     sampler: str = SAMPLER,
     grid: str = GRID,
     first: int = 0,
+    shards: int | None = None,
+    format: Literal["png", "csv", "npz", "tar"] | None = None,
+    threads: int | None = None,
     out: str | None = None,
     device: str | None = None,
 ) -> list[Path]:
     """Draw new examples: a file for each and a picture of all. Sample i depends on the weights, the seed and i alone.
+
+    With shards, for many: the same command again makes the shards that are missing, and only those; started by
+    torchrun, or with RANK and WORLD_SIZE in the environment, each worker makes its share of them.
 
     Args:
         run: folder of a trained run.
@@ -228,20 +234,30 @@ def sample(
         sampler: its name; `sfumato samplers` lists them.
         grid: where the steps stop: uniform, logsnr, karras, trailing, or the times themselves, such as 1,0.5,0.
         first: index of the first sample, to make again one that was seen.
+        shards: parts in which they are made, each of whole batches; those that are done survive any crash.
+        format: of a shard: png or csv (a folder), npz (arrays), tar (WebDataset); by default a file for each.
+        threads: of the CPU, on whose number the last bits may depend; by default as many as trained the run.
         out: folder for the files; by default one below the run whose name says how they were made.
         device: cpu, cuda or mps.
 
     Returns:
-        The files, the picture of all last.
+        The files or shards, the picture of all last, or in a bulk that is not complete its bulk.json.
 
     Raises:
-        UserError: no such run, class, sampler or grid; or ``out`` holds other files.
+        UserError: no such run, class, sampler or grid; a format that is not for the data; or ``out`` holds other files.
     """
+    from sfumato.engine.bulk import bulk
     from sfumato.engine.choices import device_of
-    from sfumato.engine.generate import Way, generate
+    from sfumato.engine.formats import format_of
+    from sfumato.engine.generate import Way, drawing, generate
 
     way = Way(seed=seed, steps=steps, method=sampler, grid=grid)
-    return generate(Path(run), n, way, class_, first, None if out is None else Path(out), device_of(device)[0])
+    folder = None if out is None else Path(out)
+    with drawing(Path(run), way, class_, device_of(device)[0], threads) as draws:
+        indices = range(first, first + n)
+        if shards is None and format in (None, format_of(draws.model.codec.kind)):
+            return generate(draws, indices, folder)
+        return bulk(draws, indices, 1 if shards is None else shards, format, folder)
 
 
 def samplers() -> Catalogue:

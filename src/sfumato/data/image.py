@@ -94,11 +94,14 @@ class ImageCodec:
         """
         if len(set(names)) != len(names) or any(Path(name).name != name for name in names):
             raise ValueError("names must be plain and different file names")
-        pixels = np.moveaxis(self._bytes(items), 1, 3)
         return [
             write_png(folder / f"{name}.png", picture, recipe)
-            for picture, name, recipe in zip(pixels, names, recipes, strict=True)
+            for picture, name, recipe in zip(self.pixels(items), names, recipes, strict=True)
         ]
+
+    def pixels(self, items: Tensor) -> NDArray[np.uint8]:
+        """Pictures (N, C, H, W) as files hold them: (N, H, W, C), levels spread over 0..255."""
+        return np.moveaxis(self._bytes(items), 1, 3)
 
     def picture(self, items: Tensor, columns: int | None = None) -> NDArray[np.uint8]:
         """Contact sheet of pictures, (h, w, 3), levels spread over 0..255; by default as square as it can be."""

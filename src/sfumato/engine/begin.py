@@ -27,7 +27,7 @@ def begin(asked: Asked) -> Path:
     """Start a run and train it to its end; see ``sfumato.verbs.train``."""
     device, _ = device_of(asked.device)
     with joined(device) as workers:
-        show = watch(workers.leads)
+        show = watch(leads=workers.leads)
         folder, error = Path(), None
         if workers.leads:
             try:
@@ -66,7 +66,7 @@ def go_on(run: str | None) -> Path:
         raise UserError(f"no run below {RUNS}/ to go on with; name its folder, or begin with 'sfumato train DATA'")
     opened = Run.open(folder)
     with joined(opened.config.device) as workers:
-        return _train(opened, opened.dataset(), workers, watch(workers.leads))
+        return _train(opened, opened.dataset(), workers, watch(leads=workers.leads))
 
 
 def _train(run: Run, dataset: Dataset, workers: Workers, show: Watch) -> Path:

@@ -1,17 +1,29 @@
-"""Samples of a run, as files."""
+"""Samples of a run, drawn batch by batch and written as files; bulk.py does the same in shards."""
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from sfumato.engine.formats import FORMATS, Batch, Part, format_of
+from sfumato.engine.interrupt import Interrupt
+from sfumato.engine.progress import Watch, duration, watch
 from sfumato.engine.run import Run
+from sfumato.engine.worker import Worker
 from sfumato.errors import UserError
 from sfumato.files import write_png
+from sfumato.models.diffusion import Diffusion
 
-__all__ = ["Way", "generate"]
+__all__ = ["Draws", "Pace", "Way", "drawing", "generate"]
 
 
 @dataclass(frozen=True)
@@ -33,44 +45,169 @@ class Way:
     label: int | None = None
 
 
-def generate(
-    folder: Path, n: int, way: Way, wanted: str | None, first: int, out: Path | None, device: str
-) -> list[Path]:
-    """Draw samples first .. first + n - 1 of a run into files of their own, and all of them into one picture.
+@dataclass(frozen=True)
+class Draws:
+    """A trained model and a way to draw from it.
+
+    Attributes:
+        model: with its averaged weights.
+        way: how.
+        recipe: of the model and the way, carried by every output.
+        folder: for the samples, unless another is asked for; its name says the way.
+        device: "cpu", "cuda" or "mps", without a number.
+        threads: of the CPU that compute.
+    """
+
+    model: Diffusion
+    way: Way
+    recipe: dict[str, Any]
+    folder: Path
+    device: str
+    threads: int
+
+    def part(self, indices: range, tick: Callable[[Batch], None]) -> Part:
+        """Return samples to be written together.
+
+        Args:
+            indices: of the samples.
+            tick: told of each batch that is drawn, before it is written.
+        """
+        return Part(self.model.codec, self.model.classes, indices, self.recipe, self._batches(indices, tick))
+
+    def _batches(self, indices: range, tick: Callable[[Batch], None]) -> Iterator[Batch]:
+        model, first = self.model, indices.start
+        for states in model.states(len(indices), first=first, **asdict(self.way)):
+            index = range(first, first + len(states))
+            labels = model.labels(index, self.way.label)
+            names = [{}] * len(index) if labels is None else [{"class": model.classes[int(k)]} for k in labels]
+            recipes = [self.recipe | {"index": i} | name for i, name in zip(index, names, strict=True)]
+            batch = Batch(index, model.codec.decode(states), labels, recipes)
+            tick(batch)
+            yield batch
+            first = index.stop
+
+    def try_out(self, indices: range) -> None:
+        """Take one step of the way with the first batch, to refuse what cannot work before anything is written.
+
+        Raises:
+            UserError: no samples are asked for, or the model, the sampler and the grid do not fit.
+        """
+        if not indices or indices.start < 0:
+            raise UserError(f"ask for at least one sample, from index 0 on, got n = {len(indices)}")
+        some = range(indices.start, indices.start + 1)
+        for _ in islice(self.model.trajectory(some, **asdict(self.way)), 2):
+            pass
+
+    def sheet(self, path: Path, items: Tensor, first: int) -> Path:
+        """Draw samples into one picture.
+
+        Args:
+            path: of the picture.
+            items: (n, *raw) the samples.
+            first: index of the first.
+        """
+        classes = len(self.model.classes)
+        columns = classes if classes and self.way.label is None and len(items) > classes else None
+        recipe = self.recipe | {"first": first, "n": len(items)}
+        return write_png(path, self.model.codec.picture(items, columns), recipe)
+
+
+@contextmanager
+def drawing(folder: Path, way: Way, wanted: str | None, device: str, threads: int | None) -> Iterator[Draws]:
+    """Open a run to draw from it, with the CPU's threads set meanwhile, on whose number the last bits may depend.
 
     Args:
         folder: of the run.
-        n: how many.
         way: how, its label left open.
         wanted: name or index of one class, or None for every class in turn.
-        first: index of the first.
-        out: folder for the files, by default one below the run's samples whose name says the way.
-        device: where to compute.
+        device: where to compute; of several GPUs each worker takes its own.
+        threads: of the CPU; None for as many as trained the run.
+
+    Raises:
+        UserError: the run is none, it has no such class, or a number of threads below 1.
+    """
+    run = Run.open(folder)
+    before = torch.get_num_threads()
+    count = (run.config.threads or before) if threads is None else threads
+    if count < 1:
+        raise UserError(f"--threads must be at least 1, got {count}")
+    model, notes = run.load()
+    kind = device.split(":")[0]
+    if device == "cuda" and "LOCAL_RANK" in os.environ:
+        device = f"cuda:{Worker.here().local_rank % torch.cuda.device_count()}"
+    model.to(device)
+    if wanted is not None:
+        way = replace(way, label=model.label(wanted))
+    only = "" if way.label is None else f"-{way.label}"
+    out = run.samples / f"step{notes['step']}-seed{way.seed}-{way.method}-{way.grid}-{way.steps}{only}"
+    torch.set_num_threads(count)
+    try:
+        yield Draws(model, way, run.recipe(model, notes) | asdict(way), out, kind, count)
+    finally:
+        torch.set_num_threads(before)
+
+
+class Pace:
+    """Tells how drawing goes, and stops it between two batches.
+
+    Args:
+        show: who is told.
+        stop: true if it should stop.
+        total: samples to draw.
+    """
+
+    def __init__(self, show: Watch, stop: Interrupt, total: int) -> None:
+        self.show, self.stop, self.total = show, stop, total
+        self.done, self._since = 0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self._since
+
+    def __call__(self, batch: Batch) -> None:
+        """Count a batch.
+
+        Raises:
+            KeyboardInterrupt: it should stop.
+        """
+        if self.stop:
+            raise KeyboardInterrupt
+        self.done += len(batch.index)
+        left = duration(self.seconds / self.done * (self.total - self.done))
+        self.show.update(self.done, self.total, f"{self.done / self.seconds:,.0f} samples/s  {left} left")
+
+
+def generate(draws: Draws, indices: range, out: Path | None) -> list[Path]:
+    """Draw samples of a run into files of their own, and all of them into one picture.
+
+    Args:
+        draws: the model and the way.
+        indices: of the samples.
+        out: folder for the files; by default ``draws.folder``.
 
     Returns:
         The files, the picture of all last.
 
     Raises:
-        UserError: the run is none, it has no such class, or ``out`` holds other files.
+        UserError: ``out`` holds other files, or several workers would write the same ones.
     """
-    run = Run.open(folder)
-    model, notes = run.load()
-    model.to(device)
-    if wanted is not None:
-        way = replace(way, label=model.label(wanted))
-    if out is None:
-        kind = "" if way.label is None else f"-{way.label}"
-        out = run.samples / f"step{notes['step']}-seed{way.seed}-{way.method}-{way.grid}-{way.steps}{kind}"
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if Worker.here().world > 1:
+        raise UserError("several workers share their work in shards: add --shards, at least one for each of them")
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; choose another --out")
-    recipe = run.recipe(model, notes) | asdict(way)
-    items = model.codec.decode(torch.cat(list(model.states(n, first=first, **asdict(way)))))
-    labels = model.labels(range(first, first + n), way.label)
-    recipes = [
-        recipe | {"index": first + i} | ({} if labels is None else {"class": model.classes[int(labels[i])]})
-        for i in range(n)
-    ]
-    written = model.codec.save(items, out, [f"{first + i:06d}" for i in range(n)], recipes)
-    columns = len(model.classes) if labels is not None and way.label is None and n > len(model.classes) else None
-    sheet = model.codec.picture(items, columns)
-    return [*written, write_png(out / "grid.png", sheet, recipe | {"first": first, "n": n})]
+    folder = draws.folder if out is None else out
+    items: list[Tensor] = []
+    show = watch("sample", "sample")
+    with Interrupt() as stop:
+        pace = Pace(show, stop, len(indices))
+
+        def keep(batch: Batch) -> None:
+            pace(batch)
+            items.append(batch.items)
+
+        try:
+            written = FORMATS[format_of(draws.model.codec.kind)].write(folder, draws.part(indices, keep))
+        finally:
+            show.close()
+    return [*written, draws.sheet(folder / "grid.png", torch.cat(items), indices.start)]

@@ -31,14 +31,19 @@ class Watch(Protocol):
 
 
 class Live:
-    """A progress line that is redrawn."""
+    """A progress line that is redrawn.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: where.
+        what: is being done, at the beginning of the line.
+    """
+
+    def __init__(self, console: Console, what: str = "train") -> None:
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[text]}"),
             console=console,
         )  # fmt: skip
-        self._task = self._progress.add_task("train", total=None, text="")
+        self._task = self._progress.add_task(what, total=None, text="")
         self._progress.start()
 
     def update(self, done: int, total: int, text: str) -> None:
@@ -55,10 +60,15 @@ class Live:
 
 
 class Plain:
-    """Lines for logs and pipes: the first, the last, and one every ``every`` seconds."""
+    """Lines for logs and pipes: the first, the last, and one every ``every`` seconds.
 
-    def __init__(self, every: float = 10.0) -> None:
-        self.every = every
+    Args:
+        every: so many seconds.
+        unit: what is counted, at the beginning of each line.
+    """
+
+    def __init__(self, every: float = 10.0, unit: str = "step") -> None:
+        self.every, self.unit = every, unit
         self._last = -every
 
     def update(self, done: int, total: int, text: str) -> None:
@@ -66,7 +76,7 @@ class Plain:
         now = time.monotonic()
         if now - self._last >= self.every or done == total:
             self._last = now
-            self.say(f"step {done}/{total}  {text}")
+            self.say(f"{self.unit} {done}/{total}  {text}")
 
     def say(self, line: str) -> None:
         """Print a line."""
@@ -89,12 +99,18 @@ class Silent:
         """Do nothing."""
 
 
-def watch(leads: bool = True) -> Watch:
-    """Return the display that fits where standard output goes; one of several processes speaks, the one that leads."""
+def watch(what: str = "train", unit: str = "step", leads: bool = True) -> Watch:
+    """Return the display that fits where standard output goes.
+
+    Args:
+        what: name of the work.
+        unit: in which it is counted.
+        leads: whether this process speaks; of several, one does.
+    """
     if not leads:
         return Silent()
     console = Console()
-    return Live(console) if console.is_terminal else Plain()
+    return Live(console, what) if console.is_terminal else Plain(unit=unit)
 
 
 def duration(seconds: float) -> str:
