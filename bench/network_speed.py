@@ -3,20 +3,14 @@
     PYTHONPATH=src python bench/network_speed.py [seconds per case] [case ...]
 
 A *candidate* is the library's design with one choice changed. Every candidate's whole training step (forward,
-backward, fused AdamW, average of the weights) is timed in one process, all candidates once per round in a new random
-order, because a shared machine drifts by more than the differences looked for. Two yardsticks (a float32 matrix
-product, a float32 convolution) run in every round. Times during which other processes used more than a tenth of a core
-are dropped. Results are medians over the kept rounds, and medians of ratios within a round, so drift cancels.
+backward, fused AdamW, average of the weights) is timed in one process, as interleave.py says.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import random
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,8 +18,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
+from interleave import Round, gflop, quiet, race, ratio, repeats, yardsticks
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sfumato.nn import UNet
 from sfumato.nn.layers import Attention, Conditioning, channel_norm
@@ -231,41 +225,13 @@ class Training:
         self.average = [p.detach().clone() for p in self.params]
         self.optimiser = torch.optim.AdamW(self.params, fused=True)
         self.x, self.level = torch.randn(case.batch, 1, case.side, case.side), torch.randn(case.batch)
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(self.x, self.level)
-        self.gflop = counter.get_total_flops() / case.batch / 1e9
+        self.gflop = gflop(lambda: network(self.x, self.level), case.batch)
 
     def step(self) -> None:
         F.mse_loss(self.network(self.x, self.level), self.x).backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
         torch._foreach_lerp_(self.average, self.params, 0.001)
-
-
-def yardsticks() -> dict[str, tuple[Callable[[], object], float]]:
-    """Name to (work, GFLOP)."""
-    a = torch.randn(1024, 1024)
-    conv = nn.Conv2d(256, 256, 3, padding=1).to(memory_format=torch.channels_last).requires_grad_(False)
-    x = torch.randn(128, 256, 7, 7).contiguous(memory_format=torch.channels_last)
-    return {
-        "gemm fp32": (lambda: a @ a, 2 * 1024**3 / 1e9),
-        "conv fp32": (lambda: conv(x), 2 * 128 * 49 * 256 * 256 * 9 / 1e9),
-    }
-
-
-def timed(work: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Seconds per repeat, and how many cores other processes used meanwhile."""
-    begin, busy, own = time.perf_counter(), busy_seconds(), sum(os.times()[:2])
-    for _ in range(repeats):
-        work()
-    wall = time.perf_counter() - begin
-    return wall / repeats, (busy_seconds() - busy - (sum(os.times()[:2]) - own)) / wall
-
-
-def busy_seconds() -> float:
-    """Core seconds that all processes of this machine have used."""
-    user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
-    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(case: Case, budget: float) -> dict[str, object]:
@@ -275,20 +241,13 @@ def measure(case: Case, budget: float) -> dict[str, object]:
     runs |= {name: Training(Candidate(design, case), case) for name, design in VARIATIONS.items()}
     sticks = yardsticks()
     works = {name: run.step for name, run in runs.items()} | {name: work for name, (work, _) in sticks.items()}
-    repeats = {name: max(1, round(0.3 / timed(work, 3)[0])) for name, work in works.items()}
-    rounds: list[dict[str, tuple[float, float]]] = []
-    names = list(works)
-    end = time.perf_counter() + budget
-    while time.perf_counter() < end:
-        random.shuffle(names)
-        rounds.append({name: timed(works[name], repeats[name]) for name in names})
+    rounds = race(works, repeats(works), 1, budget)
 
-    def quiet(name: str) -> list[dict[str, tuple[float, float]]]:
-        """The rounds in which neither this work nor the library's was disturbed; all rounds if they are too few."""
-        kept = [r for r in rounds if max(r[name][1], r["sfumato"][1]) < 0.1]
-        return kept if len(kept) >= 5 else rounds
+    def kept(name: str) -> list[Round]:
+        """The rounds in which neither this work nor the library's was disturbed."""
+        return quiet(rounds, name, "sfumato")
 
-    median = {name: statistics.median(r[name][0] for r in quiet(name)) for name in works}
+    median = {name: statistics.median(r[name][0] for r in kept(name)) for name in works}
     yardstick = {name: gflop / median[name] for name, (_, gflop) in sticks.items()}
     table = {}
     for name, run in runs.items():
@@ -299,9 +258,9 @@ def measure(case: Case, budget: float) -> dict[str, object]:
             "images_per_second": round(case.batch / median[name], 1),
             "gflops": round(gflops, 1),
             "of_conv_yardstick": round(gflops / yardstick["conv fp32"], 3),
-            "time_over_sfumato": round(statistics.median(r[name][0] / r["sfumato"][0] for r in quiet(name)), 3),
-            "rounds": len(quiet(name)),
-            "disturbed": quiet(name) is rounds,
+            "time_over_sfumato": round(ratio(rounds, name, "sfumato"), 3),
+            "rounds": len(kept(name)),
+            "disturbed": kept(name) is rounds,
         }
     return {
         "case": asdict(case),

@@ -1,0 +1,122 @@
+"""How the commands of this folder time things on a shared machine, whose speed drifts by more than what is looked for.
+
+Everything is timed once a round, in a new random order, in one process; results are medians over rounds and medians of
+ratios within a round, so drift cancels. Two yardsticks (a float32 matrix product, a float32 convolution) can run in
+the same rounds. A time during which other processes used more than a tenth of a core is dropped.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+Work = Callable[[], object]
+Round = dict[str, tuple[float, float]]
+"""For each work of a round: seconds a repeat, and how many cores other processes used meanwhile."""
+
+RESULTS = Path(__file__).parent / "results"
+QUIET = 0.1  # cores that others may use
+FEWEST = 5  # quiet rounds; with fewer all rounds count, and the result says that it was disturbed
+LONG = 0.3  # seconds that a time lasts at least, by repeating
+
+
+def yardsticks() -> dict[str, tuple[Work, float]]:
+    """Name to (work, GFLOP)."""
+    a = torch.randn(1024, 1024)
+    conv = nn.Conv2d(256, 256, 3, padding=1).to(memory_format=torch.channels_last).requires_grad_(False)
+    x = torch.randn(128, 256, 7, 7).contiguous(memory_format=torch.channels_last)
+    return {
+        "gemm fp32": (lambda: a @ a, 2 * 1024**3 / 1e9),
+        "conv fp32": (lambda: conv(x), 2 * 128 * 49 * 256 * 256 * 9 / 1e9),
+    }
+
+
+def timed(work: Work, repeats: int = 1) -> tuple[float, float]:
+    """Seconds per repeat, and how many cores other processes used meanwhile."""
+    begin, busy, own = time.perf_counter(), busy_seconds(), sum(os.times()[:2])
+    for _ in range(repeats):
+        work()
+    wall = time.perf_counter() - begin
+    return wall / repeats, (busy_seconds() - busy - (sum(os.times()[:2]) - own)) / wall
+
+
+def busy_seconds() -> float:
+    """Core seconds that all processes of this machine have used."""
+    user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
+    return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+
+def repeats(works: Mapping[str, Work]) -> dict[str, int]:
+    """How often each work is to be repeated to be long enough to time, after a first call that warms up."""
+    wanted = {}
+    for name, work in works.items():
+        seconds, _ = timed(work)
+        if seconds < LONG:
+            seconds, _ = timed(work, 2)
+        wanted[name] = max(1, round(LONG / seconds))
+    return wanted
+
+
+def race(works: Mapping[str, Work], wanted: Mapping[str, int], least: int, seconds: float = 0.0) -> list[Round]:
+    """Time every work once a round, for at least so many rounds and seconds."""
+    rounds: list[Round] = []
+    names = list(works)
+    end = time.perf_counter() + seconds
+    while len(rounds) < least or time.perf_counter() < end:
+        random.shuffle(names)
+        gc.collect()  # between times, not within
+        rounds.append({name: timed(works[name], wanted[name]) for name in names})
+    return rounds
+
+
+def quiet(rounds: list[Round], *names: str) -> list[Round]:
+    """The rounds in which none of these works was disturbed; all rounds if they are too few."""
+    kept = [r for r in rounds if max(r[name][1] for name in names) < QUIET]
+    return kept if len(kept) >= FEWEST else rounds
+
+
+def median(rounds: list[Round], name: str) -> float:
+    """Median seconds of a work."""
+    return statistics.median(r[name][0] for r in quiet(rounds, name))
+
+
+def ratio(rounds: list[Round], a: str, b: str) -> float:
+    """Median over rounds of how many times as long ``a`` took as ``b``."""
+    return statistics.median(r[a][0] / r[b][0] for r in quiet(rounds, a, b))
+
+
+def gflop(call: Callable[[], Tensor], images: int) -> float:
+    """GFLOP an image of a forward pass; a multiplication and an addition count as two."""
+    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}  # torch counts CUDA's only
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=attention) as counter:
+        call()
+    return counter.get_total_flops() / images / 1e9
+
+
+def _attention(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], *_: object, **__: object) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def fresh(*arguments: str) -> Any:
+    """Run Python in a new process and return the JSON of its last line."""
+    run = subprocess.run([sys.executable, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def write(name: str, result: object) -> None:
+    """Write a result into the folder of results."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
