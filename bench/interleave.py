@@ -83,9 +83,9 @@ def race(works: Mapping[str, Work], wanted: Mapping[str, int], least: int, secon
 
 
 def quiet(rounds: list[Round], *names: str) -> list[Round]:
-    """The rounds in which none of these works was disturbed; all rounds if they are too few."""
+    """The rounds in which none of these works was disturbed; the list itself if they are too few."""
     kept = [r for r in rounds if max(r[name][1] for name in names) < QUIET]
-    return kept if len(kept) >= FEWEST else rounds
+    return kept if len(kept) >= min(FEWEST, len(rounds)) else rounds
 
 
 def median(rounds: list[Round], name: str) -> float:
@@ -116,7 +116,15 @@ def fresh(*arguments: str) -> Any:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def write(name: str, result: object) -> None:
-    """Write a result into the folder of results."""
+def read(name: str) -> dict[str, Any]:
+    """A result of before, or nothing."""
+    path = RESULTS / name
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write(name: str, result: dict[str, Any]) -> None:
+    """Write a result, into whose cases those of before are taken that were not asked for."""
+    if "cases" in result:
+        result["cases"] = read(name).get("cases", {}) | result["cases"]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")

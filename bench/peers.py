@@ -49,10 +49,10 @@ class Case:
 
 
 CASES = {
-    "28x28": Case(28, (32, 64, 128), (32, 32, 64), (32, 64, 96), (32, (1, 1, 2), (14,)), (24, (1, 2, 3))),
-    "32x32": Case(32, (64, 80, 128), (32, 64, 128), (48, 96, 112), (32, (1, 2, 4), (8,)), (36, (1, 2, 4))),
+    "28x28": Case(28, (32, 64, 112), (32, 32, 64), (32, 64, 80), (32, (1, 1, 2), (7,)), (24, (1, 2, 3))),
+    "32x32": Case(32, (48, 96, 176), (32, 64, 128), (48, 96, 112), (32, (1, 2, 4), (8,)), (36, (1, 2, 4))),
 }
-"""About 0.38 and 1.05 GFLOP forward; the second is the work of diffusers' (32, 64, 128)."""
+"""diffusers' networks do 0.36 and 1.08 GFLOP an image forward; the others have widths that come near to it."""
 
 
 @contextmanager

@@ -114,7 +114,7 @@ def summary(n: int, processes: list[dict]) -> dict[str, object]:
                     "disturbed": quiet(rounds, drawn, theirs) is rounds,
                 }
             )
-    return {"rounds": len(rounds), "rows": rows}
+    return {"images": n, "processes": len(processes), "rounds": len(rounds), "rows": rows}
 
 
 def main() -> None:
@@ -129,18 +129,12 @@ def main() -> None:
         print(json.dumps({case: measure(case, asked.n, asked.rounds) for case in asked.cases}))
         return
     processes = [fresh(__file__, *sys.argv[1:], "--raw") for _ in range(asked.processes)]
-    result = {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "images": asked.n,
-        "processes": asked.processes,
-        "cases": {case: summary(asked.n, [each[case] for each in processes]) for case in asked.cases},
-    }
-    for case, each in result["cases"].items():
+    cases = {case: summary(asked.n, [each[case] for each in processes]) for case in asked.cases}
+    for case, each in cases.items():
         print(f"\n{case}, {asked.n} images, {each['rounds']} rounds")
         for row in each["rows"]:
             print("".join(f"{value:>16}" for value in row.values()))
-    write("sampling.json", result)
+    write("sampling.json", {"torch": torch.__version__, "threads": torch.get_num_threads(), "cases": cases})
 
 
 if __name__ == "__main__":

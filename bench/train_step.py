@@ -74,6 +74,7 @@ def summary(batch: int, processes: list[dict]) -> dict[str, object]:
             networks[name][kind] |= {"fastest_peer": best, "over_fastest_peer_per_flop": round(faster, 3)}
     return {
         "batch": batch,
+        "processes": len(processes),
         "rounds": len(rounds),
         "yardstick_gflops": {name: round(amount / median(rounds, name), 1) for name, amount in stick.items()},
         "networks": networks,
@@ -115,11 +116,10 @@ def main() -> None:
         print(json.dumps(raw))
         return
     processes = [fresh(__file__, *sys.argv[1:], "--raw") for _ in range(asked.processes)]
-    result = {"torch": torch.__version__, "threads": torch.get_num_threads(), "processes": asked.processes}
-    result["cases"] = {name: summary(batch, [each[name] for each in processes]) for name, (_, batch) in wanted.items()}
-    for name, each in result["cases"].items():
+    cases = {name: summary(batch, [each[name] for each in processes]) for name, (_, batch) in wanted.items()}
+    for name, each in cases.items():
         show(name, each)
-    write("train_step.json", result)
+    write("train_step.json", {"torch": torch.__version__, "threads": torch.get_num_threads(), "cases": cases})
 
 
 if __name__ == "__main__":
