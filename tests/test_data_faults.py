@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image
 import sfumato.data as data
 from pictures import COLOUR, GREY, png, png_bytes
 from sfumato.data import source as source_module
-from sfumato.data.folder import decode
+from sfumato.data.decoding import decode
 from sfumato.errors import UserError
 
 
@@ -84,7 +85,7 @@ def test_decoders_are_fuzzed_without_an_exception(tmp_path: Path) -> None:
             path.write_bytes(damaged)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                got = decode(path)
+                got = decode(partial(path.open, "rb"))
             assert isinstance(got, str) or got[0].dtype == np.uint8
 
 
@@ -123,7 +124,7 @@ def test_memory_is_bounded_before_it_is_taken(tmp_path: Path, monkeypatch: pytes
     png(tmp_path / "a.png", GREY)
     monkeypatch.setattr(source_module, "MAX_BYTES", 63)
     with pytest.raises(UserError, match=f"{tmp_path.name}.*--resolution"):
-        data.load(tmp_path)
+        data.load(tmp_path, stream=False)
     assert data.load(tmp_path, resolution=4).items.shape == (1, 1, 4, 4)
 
 

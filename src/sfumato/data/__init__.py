@@ -40,6 +40,8 @@ _FILES = {  # paths are offered from top to bottom; the first that does not say 
     "arrays": _Entry(paths=True),
     "idx": _Entry(paths=True),
     "folder": _Entry(paths=True),
+    "tar": _Entry(paths=True),
+    "parquet": _Entry(paths=True),
 }
 
 NAMES: tuple[str, ...] = tuple(name for entry in _FILES.values() for name in entry.names)
@@ -48,12 +50,14 @@ NAMES: tuple[str, ...] = tuple(name for entry in _FILES.values() for name in ent
 _RESOLUTIONS = range(4, 1025)
 
 
-def inspect(source: str | Path) -> Findings:
+def inspect(source: str | Path, *, stream: bool | None = None) -> Findings:
     """Look at all of a source without changing anything.
 
     Args:
-        source: one of `NAMES`, or the path of a folder of pictures, a .npy, .npz or .csv file, or IDX files. A
-            name goes before a path: give the path of a folder called digits in full.
+        source: one of `NAMES`, or the path of a folder of pictures, a .npy, .npz or .csv file, IDX files, or .tar or
+            .parquet files or a folder of them. A name goes before a path: give the path of a folder called digits in
+            full.
+        stream: as for `load`; of what would be streamed all headers are read, and a sample is decoded.
 
     Returns:
         What was found; single bad files are listed in it.
@@ -61,30 +65,45 @@ def inspect(source: str | Path) -> Findings:
     Raises:
         UserError: there is no such source, or as a whole it cannot be read.
     """
+    from sfumato.data.glance import look
     from sfumato.data.source import survey
 
-    findings, held = survey(_open(source))
+    opened = _open(source)
+    seen = look(opened, None, stream)
+    if seen is None:
+        findings, held = survey(opened)
+    else:
+        findings, held = seen[0].findings, seen[1].findings if seen[1] else None
     return findings if held is None else replace(findings, bad=[*findings.bad, *held.bad])
 
 
-def load(source: str | Path, *, resolution: int | None = None, skip_bad: bool = False) -> Dataset:
-    """Read a source into memory.
+def load(
+    source: str | Path, *, resolution: int | None = None, skip_bad: bool = False, stream: bool | None = None
+) -> Dataset:
+    """Read a source into memory, or open it to be read from disk as it is asked for.
 
     Args:
         source: as for `inspect`.
         resolution: longest side of a picture, 4 to 1024; by default pictures of one size up to 64 stay as they
             are, and others are fitted to at most 64.
         skip_bad: leave unreadable files or rows out.
+        stream: leave pictures on disk, see `sfumato.data.stream`; by default if decoded they would take more than a
+            quarter of the free memory. A dataset tells by `streamed` what was done: the same set has other fingerprints
+            in memory and streamed, so who wants it again must ask for the same.
 
     Raises:
         UserError: as for `inspect`; also a bad file or row (the first is named), a resolution out of range or
-            for points, or a set too large for memory.
+            for points, a set too large for memory, or one that cannot be streamed.
     """
+    from sfumato.data.glance import build as build_stream
+    from sfumato.data.glance import look
     from sfumato.data.source import build
 
     if resolution is not None and resolution not in _RESOLUTIONS:
         raise UserError(f"--resolution {resolution} is not between {_RESOLUTIONS[0]} and {_RESOLUTIONS[-1]}")
-    return build(_open(source), resolution, skip_bad)
+    opened = _open(source)
+    seen = look(opened, resolution, stream)
+    return build(opened, resolution, skip_bad) if seen is None else build_stream(opened, seen, skip_bad)
 
 
 def codec_from(record: Mapping[str, Any]) -> Codec:
@@ -120,7 +139,9 @@ def _open(source: str | Path) -> Source:
         opened: Source | None = _module(file).open_path(path) if entry.paths else None
         if opened is not None:
             return opened
-    raise UserError(f"{path}: not data that can be read; give a folder of pictures, .npy, .npz, .csv or IDX files")
+    raise UserError(
+        f"{path}: not data that can be read; give a folder of pictures, .tar, .parquet, .npy, .npz, .csv or IDX files"
+    )
 
 
 def _module(file: str) -> Any:

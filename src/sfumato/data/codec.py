@@ -12,16 +12,21 @@ continuous value v in the bin [v - 1/2, v + 1/2] of one level, so (1) is the log
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Codec", "Dataset", "Findings"]
+__all__ = ["Codec", "Dataset", "Findings", "Items", "evenly"]
+
+_IN_MEMORY = 10_000  # items of a stream
+_SAMPLE_BYTES = 2**28
 
 
 class Codec(Protocol):
@@ -81,29 +86,72 @@ class Codec(Protocol):
         """JSON-able record from which `sfumato.data.codec_from` rebuilds the codec."""
 
 
+class Items(Protocol):
+    """Items to be had by index: a tensor in memory, or a `Stream` on disk, which has a `prefetch(index)` too."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, *raw)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Tensor: ...
+
+
+def evenly(count: int, n: int) -> Tensor:
+    """Return at most n of the numbers 0 to count - 1, evenly spread, ascending."""
+    n = min(n, count)
+    return torch.arange(n) * count // max(n, 1)
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """Data decoded once and held in memory.
+    """Data decoded once and held in memory, or left on disk and decoded when asked for.
 
     Attributes:
         name: what it is called.
-        items: uint8 (N, C, H, W) for images, float32 (N, D) for points.
+        items: uint8 (N, C, H, W) for images, float32 (N, D) for points; a tensor unless `streamed`.
         labels: int64 (N,), indices into `classes`; None when there are no classes.
         classes: class names; () when there are none.
         codec: the way to states and back.
         test: the held-out part, read by the same codec; None when the source has none.
-        fingerprint: sha256 hex of the bytes of items and labels.
+        fingerprint: sha256 hex of the bytes of items and labels; of a stream, of names, sizes, labels and a sample.
         notes: what was done to the data on the way, to tell the user.
     """
 
     name: str
-    items: Tensor
+    items: Items
     labels: Tensor | None
     classes: tuple[str, ...]
     codec: Codec
     test: Dataset | None
     fingerprint: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the items are on disk."""
+        return not isinstance(self.items, Tensor)
+
+    def sample(self, n: int) -> Tensor:
+        """At most n items, evenly spread; fewer if they are large, so that they fit in memory in any case."""
+        return self.items[self._evenly(n)]
+
+    def in_memory(self) -> Dataset:
+        """This dataset, or of one that is streamed a `sample` with its labels, held in memory like any other."""
+        if not self.streamed:
+            return self
+        some = self._evenly(_IN_MEMORY)
+        labels, test = self.labels, self.test
+        return replace(
+            self,
+            items=self.items[some],
+            labels=None if labels is None else labels[some],
+            test=None if test is None else test.in_memory(),
+        )
+
+    def _evenly(self, n: int) -> Tensor:
+        return evenly(len(self.items), min(n, max(1, _SAMPLE_BYTES // math.prod(self.items.shape[1:]))))
 
 
 @dataclass(frozen=True)

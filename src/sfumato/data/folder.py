@@ -1,42 +1,32 @@
 """A folder of PNG, JPEG, WebP or BMP files; the subfolders directly below it are the classes.
 
-Files are untrusted: only these four decoders are tried, the size in the header is bounded before a pixel is
-decoded, and whatever a decoder raises becomes a `Fault` of that file.
+Subfolders train/ and test/ alone are no classes but the training and the held-out part; the classes are then the
+subfolders of these. (Beside train/, one of validation/, val/ or valid/ is as good as test/.)
 """
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from sfumato.data.image import Pictures
-from sfumato.data.source import Array, Fault, Item, Source, name_of
+from sfumato.data.decoding import SUFFIXES
+from sfumato.data.source import Fault, Source, name_of
+from sfumato.data.store import Names, Store, parts, printable, stored
 from sfumato.errors import UserError
 
-__all__ = ["MAX_PIXELS", "decode", "open_path"]
+__all__ = ["open_path"]
 
-MAX_PIXELS = 64_000_000
-"""A picture with more pixels is refused by its header."""
-
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-_ORIENTATION = 0x0112
-_THREADS = min(4, os.cpu_count() or 1)
-
-T = TypeVar("T")
+_SHARDS = (".tar", ".parquet")
 
 
 def open_path(path: Path) -> Source | None:
-    """Open a folder of pictures; None if `path` is not a folder.
+    """Open a folder of pictures; None if `path` is not a folder, or has tar or parquet files instead of pictures.
 
     Raises:
         UserError: there is no picture file in it, or it cannot be read.
@@ -44,80 +34,157 @@ def open_path(path: Path) -> Source | None:
     if not path.is_dir():
         return None
     listing = _walk(path)
-    if not listing.files:
+    names = listing.names
+    if not len(names):
+        if any(suffix in listing.others for suffix in _SHARDS):
+            return None
         raise UserError(f"{path}: no PNG, JPEG, WebP or BMP files in this folder; give a folder that has some")
-    relative = [file.relative_to(path) for file in listing.files]
-    subfolders = {part.parts[0] for part in relative if len(part.parts) > 1}
-    flat = any(len(part.parts) == 1 for part in relative)
+    tops = Counter(_parts(name, 1)[0] for name in names)
     notes = _ignored(listing)
-    if flat and subfolders:
-        notes.append("pictures lie in the folder itself, so its subfolders are not taken as classes")
+    split = parts(tops)
+    if split is None:
+        store, mixed = _store(path, names, 0, listing.faults)
+        return stored(name_of(path), store, notes=[*notes, *mixed])
+    train, held = (Names(name for name in names if _parts(name, 1)[0] == part) for part in split)
+    (store, mixed), (test, _) = _store(path, train, 1, listing.faults), _store(path, held, 1, ())
+    others = [f"{part}/ ({n:,})" for part, n in sorted(tops.items()) if part not in split]
+    notes += [f"{' and '.join(f'{part}/' for part in split)} are the training and the held-out part", *mixed]
+    notes += [f"left out: {', '.join(others)}"] * bool(others)
+    return stored(name_of(path), store, test, notes=notes)
 
-    def load(part: Path) -> Item | Fault:
-        decoded = decode(path / part)
-        if isinstance(decoded, str):
-            return Fault(_shown(part.as_posix()), decoded)
-        return Item(_shown(part.as_posix()), decoded[0], None if flat else _shown(part.parts[0]), decoded[1])
 
-    def read(use: Callable[[Item], T]) -> Iterator[T | Fault]:
-        def work(part: Path) -> T | Fault:
-            got = load(part)
-            return got if isinstance(got, Fault) else use(got)
+def _parts(name: bytes, most: int) -> list[str]:
+    """The first folders of a relative name, at most so many of them; "" last if it is a file in the root."""
+    *folders, _ = name.split(b"/", most)
+    return [printable(os.fsdecode(folder)) for folder in folders] or [""]
 
-        yield from listing.faults
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for start in range(0, len(relative), 64):
-                # Pillow warns of odd EXIF, large pictures and the like; what matters of it comes back as a Fault.
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    done = list(pool.map(work, relative[start : start + 64]))
-                yield from done
 
-    return Source(name_of(path), Pictures(), read, notes=tuple(notes))
+def _store(root: Path, names: Names, depth: int, faults: Sequence[Fault]) -> tuple[Store, list[str]]:
+    """The store of some files, and a note if not all of them lie in a class; classes are the folders at `depth`."""
+    codes, classes = np.zeros(len(names), np.int32), dict[str, int]()
+    flat = 0
+    for index, name in enumerate(names):
+        folders = _parts(name, depth + 1)
+        if len(folders) == depth + 1 and folders[-1]:
+            codes[index] = classes.setdefault(folders[-1], len(classes))
+        else:
+            flat += 1
+    notes = ["pictures lie in the folder itself, so its subfolders are not taken as classes"] * bool(flat and classes)
+    if flat:
+        codes, classes = codes[:0], {}
+
+    def located(index: int) -> Path:
+        return root / os.fsdecode(names[index])
+
+    def opened(index: int) -> BinaryIO:
+        path = located(index)
+        if not path.is_file():
+            raise OSError("not a file (a broken link?)")
+        if path.stat().st_size == 0:
+            raise OSError("empty file")
+        return path.open("rb")
+
+    def size(index: int) -> int:
+        try:
+            return located(index).stat().st_size
+        except OSError:  # its turn to be named comes when it is read
+            return 0
+
+    store = Store(
+        sizes=np.fromiter(map(size, range(len(names))), np.int64, len(names)),
+        name=lambda index: printable(os.fsdecode(names[index])),
+        open=opened,
+        identity=names.text,
+        codes=codes,
+        classes=tuple(classes),
+        faults=tuple(faults),
+    )
+    return store, notes
 
 
 @dataclass(frozen=True)
 class _Listing:
-    files: list[Path]
+    names: Names
     faults: list[Fault]
     hidden: int
     others: Counter[str]
 
 
 def _walk(root: Path) -> _Listing:
-    """List picture files below `root`, links followed, no folder entered twice."""
-    found = _Listing([], [], 0, Counter())
-    hidden, seen, waiting = 0, set[str](), [root]
-    while waiting:
-        folder = waiting.pop()
-        real = os.path.realpath(folder)
+    """List picture files below `root`, links followed, no folder entered twice, in the order of their names' parts."""
+    faults, others = list[Fault](), Counter[str]()
+    inside: dict[str, tuple[Names, list[str]]] = {}  # pictures and folders of each folder
+    hidden, seen = 0, set[str]()
+    folders, links = [""], list[str]()
+    while folders or links:
+        # Links come last, so that a link to a folder that is here anyway is the copy that is passed over.
+        folder = folders.pop() if folders else links.pop()
+        real = os.path.realpath(root / folder)
         if real in seen:  # a link back to a folder above, or a second link to the same one
             continue
         seen.add(real)
         try:
-            entries = sorted(folder.iterdir())
+            found = _look(root / folder)
         except OSError as error:
-            if folder == root:
+            if not folder:
                 raise UserError(f"{root}: cannot be read ({error.strerror}); check its permissions") from error
-            found.faults.append(Fault(_shown(folder.relative_to(root).as_posix()), error.strerror or str(error)))
+            faults.append(Fault(printable(folder.rstrip("/")), error.strerror or str(error)))
             continue
+        inside[folder] = Names(map(os.fsencode, sorted(found.pictures))), sorted(found.folders)
+        for name in inside[folder][1]:
+            (links if found.folders[name] else folders).append(f"{folder}{name}/")
+        hidden += found.hidden
+        others += found.others
+    return _Listing(Names(_sorted(inside)), faults, hidden, others)
+
+
+@dataclass
+class _Found:
+    pictures: list[str] = field(default_factory=list)
+    folders: dict[str, bool] = field(default_factory=dict)  # whether it is a link
+    hidden: int = 0
+    others: Counter[str] = field(default_factory=Counter)
+
+
+def _look(folder: Path) -> _Found:
+    """What lies in one folder."""
+    found = _Found()
+    with os.scandir(folder) as entries:
         for entry in entries:
+            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122 - a Path for each takes far longer
             if entry.name.startswith("."):
-                hidden += 1
-            elif entry.is_dir():
-                waiting.append(entry)
-            elif entry.suffix.lower() in _SUFFIXES:
-                found.files.append(entry)
+                found.hidden += 1
+            elif _is_folder(entry):
+                found.folders[entry.name] = entry.is_symlink()
+            elif suffix in SUFFIXES:
+                found.pictures.append(entry.name)
             else:
-                found.others[entry.suffix.lower() or "no suffix"] += 1
-        # Real folders come off the stack first, so that a link to one of them is the copy that is passed over.
-        waiting.sort(key=lambda entry: not entry.is_symlink())
-    return _Listing(sorted(found.files), found.faults, hidden, found.others)
+                found.others[suffix or "no suffix"] += 1
+    return found
 
 
-def _shown(name: str) -> str:
-    """A file name as text that can be printed: bytes that are not UTF-8 are written out."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _sorted(inside: dict[str, tuple[Names, list[str]]]) -> Iterator[bytes]:
+    """All names in order: where a folder stands among files, all that is in it stands."""
+    waiting: list[tuple[str, bool]] = [("", True)]
+    while waiting:
+        name, folder = waiting.pop()
+        if not folder:
+            yield os.fsencode(name)
+        elif name in inside:
+            files, folders = inside.pop(name)
+            if not folders:
+                yield from (os.fsencode(name) + file for file in files)
+                continue
+            here = [(os.fsdecode(file), False) for file in files] + [(f"{sub}/", True) for sub in folders]
+            here.sort(key=lambda entry: entry[0].rstrip("/"), reverse=True)
+            waiting += [(name + entry, deeper) for entry, deeper in here]
 
 
 def _ignored(listing: _Listing) -> list[str]:
@@ -128,64 +195,3 @@ def _ignored(listing: _Listing) -> list[str]:
         kinds = ", ".join(f"{suffix} {n:,}" for suffix, n in listing.others.most_common(5))
         notes.append(f"other files ignored: {listing.others.total():,} ({kinds})")
     return notes
-
-
-def decode(path: Path) -> tuple[Array, tuple[str, ...]] | str:
-    """Decode one picture file.
-
-    Returns:
-        Pixels uint8 (H, W, C), C as in `Item`, with the facts to note; or the reason why it cannot be read.
-    """
-    try:
-        if not path.is_file():
-            return "not a file (a broken link?)"
-        if path.stat().st_size == 0:
-            return "empty file"
-        with path.open("rb") as stream, Image.open(stream, formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return _too_large(f"{image.width}x{image.height}")
-            facts = _facts(image)
-            image.load()
-            orientation = image.getexif().get(_ORIENTATION, 1)
-            turned = ImageOps.exif_transpose(image)
-            if orientation in range(2, 9):
-                facts.append("turned by EXIF orientation")
-            return _pixels(turned), tuple(facts)
-    except Image.DecompressionBombError:
-        return _too_large("its header gives a size that")
-    except UnidentifiedImageError:
-        return "not a PNG, JPEG, WebP or BMP picture"
-    except OSError as error:
-        return error.strerror or str(error)
-    except Exception as error:  # decoders of damaged files raise anything: struct.error, SyntaxError, IndexError ...
-        return f"damaged ({type(error).__name__}: {error})"
-
-
-def _too_large(size: str) -> str:
-    return f"{size} is over the limit of {MAX_PIXELS // 10**6} megapixels"
-
-
-def _facts(image: ImageFile.ImageFile) -> list[str]:
-    """What will be lost or changed when this (not yet loaded) picture becomes 8-bit grey or RGB."""
-    # Pillow opens 16-bit colour as 8-bit; only the raw mode in the tile tells.
-    deep = image.mode.startswith("I") or any(";16" in str(tile[3]) for tile in image.tile)
-    animated = getattr(image, "is_animated", False) and image.format != "MPO"
-    said = {
-        "scaled from 16-bit to 8-bit": deep,
-        "animated: first frame used": animated,
-        "converted from a palette": image.mode in ("P", "PA"),
-        "converted from CMYK": image.mode == "CMYK",
-        "converted from 1-bit": image.mode == "1",
-    }
-    return [fact for fact, true in said.items() if true]
-
-
-def _pixels(image: Image.Image) -> Array:
-    """Any Pillow mode -> uint8 (H, W, 1|2|3|4)."""
-    if image.mode.startswith("I"):  # 16-bit grey: 65535 = 255 * 257, + 128 rounds to nearest
-        wide = np.asarray(image).astype(np.int64)
-        return ((wide + 128) // 257).clip(0, 255).astype(np.uint8)[..., None]
-    grey = image.mode in ("1", "L", "LA")
-    target = ("LA" if grey else "RGBA") if image.has_transparency_data else ("L" if grey else "RGB")
-    pixels = np.array(image if image.mode == target else image.convert(target))
-    return pixels[..., None] if pixels.ndim == 2 else pixels

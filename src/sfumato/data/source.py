@@ -36,11 +36,13 @@ __all__ = [
     "Look",
     "Reader",
     "Source",
+    "admitted",
     "array_reader",
     "build",
     "check_bytes",
     "in_order",
     "name_of",
+    "notes_of",
     "survey",
 ]
 
@@ -291,17 +293,13 @@ def _part(
     codec: Codec | None = None,
 ) -> Dataset:
     """One part of a dataset, with its own codec unless one is given."""
-    _check(findings, skip_bad)
-    strange = sorted(set(findings.classes) - set(classes))
-    if strange:
-        raise UserError(f"{source.name}: class '{strange[0]}' has no training example; remove it or add some")
+    classes = admitted(findings, skip_bad, classes)
     items, labels = _fill(source, findings, dims, classes)
     digest = hashlib.sha256(items.data)
     digest.update(labels.data)
     copies = sum(len(group) - 1 for group in findings.duplicates)
     notes = [
-        *findings.notes,
-        *([f"{len(findings.bad):,} bad left out; the first is {findings.bad[0][0]}"] if findings.bad else []),
+        *notes_of(findings),
         *([f"{copies:,} of {findings.count:,} are exact copies of another"] if copies else []),
     ]
     return Dataset(
@@ -316,14 +314,36 @@ def _part(
     )
 
 
-def _check(findings: Findings, skip_bad: bool) -> None:
-    """Refuse bad items unless they are to be skipped, and refuse an empty rest."""
+def notes_of(findings: Findings) -> list[str]:
+    """What to tell the user of a part that is loaded."""
+    bad = findings.bad
+    return [*findings.notes, *([f"{len(bad):,} bad left out; the first is {bad[0][0]}"] if bad else [])]
+
+
+def admitted(findings: Findings, skip_bad: bool, classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Let a part of a dataset pass or refuse it.
+
+    Args:
+        findings: what is in it.
+        skip_bad: whether bad items are left out.
+        classes: of the training part.
+
+    Returns:
+        `classes`, or () if this part has none.
+
+    Raises:
+        UserError: it has bad items that are not to be skipped, nothing else, or a class that training has not.
+    """
     if findings.bad and not skip_bad:
         name, reason = findings.bad[0]
         more = f" (and {len(findings.bad) - 1:,} more bad)" if len(findings.bad) > 1 else ""
         raise UserError(f"{findings.name}: {name}: {reason}{more}; remove or mend it, or pass --skip-bad")
     if not findings.count:
         raise UserError(f"{findings.name}: nothing readable in it; `sfumato inspect` lists why")
+    strange = sorted(set(findings.classes) - set(classes))
+    if strange:
+        raise UserError(f"{findings.name}: class '{strange[0]}' has no training example; remove it or add some")
+    return classes if findings.classes else ()
 
 
 def _fill(

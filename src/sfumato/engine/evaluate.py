@@ -110,7 +110,7 @@ def evaluate(folder: Path, n: int, seed: int, steps: int, method: str, grid: str
     run = Run.open(folder)
     if n < 2:
         raise UserError(f"an evaluation needs at least 2 samples, got -n {n}")
-    dataset = run.dataset()
+    dataset = run.dataset().in_memory()
     if dataset.test is None:
         raise UserError(f"'{run.config.data}' has no held-out part to compare with")
     model, _ = run.load()
@@ -133,7 +133,7 @@ def compare(train: Dataset, test: Dataset, samples: Tensor, labels: Tensor | Non
         return states
 
     rng = np.random.default_rng(seed)
-    seen, unseen, drawn = features(train.items), features(test.items), features(samples)
+    seen, unseen, drawn = features(train.items[:]), features(test.items[:]), features(samples)
     trivial = np.stack([rng.choice(column, len(drawn)) for column in seen.T], axis=1)
     kind = f"{seen.shape[1]} raw values"
     near = seen[rng.permutation(len(seen))[:MOST]]

@@ -118,6 +118,7 @@ def foreign(data: str, model: Diffusion) -> tuple[Dataset, list[str]]:
     if codec.dims != own.dims:
         side = max(own.height, own.width)
         dataset = load_data(data, resolution=side) if side >= 4 else dataset
+    dataset = dataset.in_memory()
     note = f"{dataset.name}: {_kind(codec)} brought to {_kind(own)}"
     if codec.dims[1:] != own.dims[1:]:
         note += " (resized to cover by Lanczos, centre-cropped)"
@@ -132,7 +133,7 @@ def _kind(codec: Codec) -> str:
 
 def _brought(dataset: Dataset, own: ImageCodec) -> Dataset:
     """Bring pictures to the shape and the levels of another codec."""
-    levels, items = levels_of(dataset.codec), dataset.items
+    levels, items = levels_of(dataset.codec), dataset.items[:]
     if items.shape[1:] != own.dims:
         kind = Pictures(levels)
         pictures = (kind.fit(Item("", picture), own.dims) for picture in items.permute(0, 2, 3, 1).numpy())

@@ -1,0 +1,176 @@
+"""Parquet files as Hugging Face's `datasets` writes them: a column of pictures, and perhaps one of labels.
+
+A picture is bytes, or a struct whose "bytes" are the picture (its "path" is never followed). A label is a whole number,
+named by the ClassLabel feature in the file if there is one, or a text.
+
+Parquet is compressed in groups of rows and cannot be read at random. `datasets` (the extra `stream`) therefore writes
+the two columns once as Arrow into its cache (HF_DATASETS_CACHE says where) and maps them into memory from there: what
+is touched counts as resident, but is the system's to take back.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Mapping, Sequence
+from glob import escape
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfumato.data.source import Source, name_of
+from sfumato.data.store import Store, part_of, parts, printable, stored
+from sfumato.data.tar import shards
+from sfumato.errors import UserError
+
+__all__ = ["open_path"]
+
+_PICTURES = ("image", "img", "picture", "pixels", "jpg", "png", "webp")
+_LABELS = ("label", "labels", "class", "cls", "target", "y")
+
+
+def open_path(path: Path) -> Source | None:
+    """Open a .parquet file or a folder of them; None if `path` is neither.
+
+    Raises:
+        UserError: `datasets` is not installed, a file is damaged, there is no column of pictures, or the disk is full.
+    """
+    files = shards(path, ".parquet")
+    if not files:
+        return None
+    by_part: dict[str, list[Path]] = {}
+    for file in files:
+        by_part.setdefault(part_of(file.relative_to(path).as_posix() if path.is_dir() else file.name), []).append(file)
+    split = parts(by_part)
+    if split is None:
+        store, classes, notes = _store(path, files)
+        return stored(name_of(path), store, classes=classes, notes=notes)
+    (store, classes, notes), (held, _, _) = (_store(path, by_part[part]) for part in split)
+    return stored(name_of(path), store, held, classes=classes, notes=notes)
+
+
+def _store(path: Path, files: Sequence[Path]) -> tuple[Store, tuple[str, ...], list[str]]:
+    """The store of some files, the order of its classes, and notes."""
+    try:
+        import datasets
+        import pyarrow as pa
+        import pyarrow.compute as pc
+    except ImportError as error:
+        raise UserError(f"{path}: parquet needs the library datasets; pip install 'sfumato[stream]'") from error
+    column, label = _columns(files, Path(datasets.config.HF_DATASETS_CACHE))
+    progress = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        wanted = [column, *([label] if label else [])]
+        rows = datasets.Dataset.from_parquet([escape(str(file.absolute())) for file in files], columns=wanted)
+    except Exception as error:  # DatasetGenerationError and what pyarrow, fsspec and the disk raise
+        cause = str(error.__cause__ or error).split("\n")[0]
+        raise UserError(f"{path}: cannot be read as parquet ({cause}); get the files again") from error
+    finally:
+        if progress:
+            datasets.enable_progress_bars()
+    if not len(rows):
+        raise UserError(f"{path}: no rows in it; give parquet files of pictures")
+    pictures = rows.data.column(column)
+    nested = pa.types.is_struct(pictures.type)
+
+    def opened(index: int) -> BinaryIO:
+        scalar = pictures[index]
+        if nested and scalar.is_valid:
+            scalar = scalar["bytes"]
+        if not scalar.is_valid:
+            raise OSError("no bytes in this row")
+        # The pages of the map are copied no sooner than the decoder asks for them.
+        return io.BufferedReader(pa.BufferReader(scalar.as_buffer()))
+
+    values = pc.struct_field(pictures, "bytes") if nested else pictures
+    codes, classes, order = _codes(path, rows.data.column(label), rows.features[label]) if label else _NO_LABELS
+    store = Store(
+        sizes=pc.fill_null(pc.binary_length(values), 0).to_numpy().astype(np.int64),
+        name=lambda index: f"row {index}",
+        open=opened,
+        identity="\n".join(file.name for file in files).encode("utf-8", "surrogateescape"),
+        codes=codes,
+        classes=classes,
+    )
+    where = Path(rows.cache_files[0]["filename"]).parent
+    return store, order, [f"columns '{column}'" + (f" and '{label}'" if label else "") + f", as Arrow in {where}"]
+
+
+_NO_LABELS: tuple[NDArray[np.int32], tuple[str, ...], tuple[str, ...]] = (np.zeros(0, np.int32), (), ())
+
+
+def _columns(files: Sequence[Path], cache: Path) -> tuple[str, str | None]:
+    """The names of the columns of pictures and of labels, from the footers; they are held against the free disk too."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    needed = 0
+    schemas = []
+    for file in files:
+        try:
+            with pq.ParquetFile(file) as opened:
+                schemas.append(opened.schema_arrow)
+                groups = (opened.metadata.row_group(group) for group in range(opened.metadata.num_row_groups))
+                needed += sum(group.total_byte_size for group in groups)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UserError(f"{file}: not a parquet file, or damaged ({error}); get it again") from error
+    first = schemas[0]
+    column = _picked(first, _PICTURES, _is_picture)
+    if column is None:
+        raise UserError(f"{files[0]}: no column of pictures among {', '.join(first.names) or 'none'}; name it 'image'")
+    label = _picked(first, _LABELS, lambda kind: pa.types.is_integer(kind) or _is_text(kind))
+    label = label if label in _LABELS else None
+    for file, schema in zip(files, schemas, strict=True):
+        missing = [name for name in (column, label) if name and name not in schema.names]
+        if missing:
+            raise UserError(f"{file}: no column '{missing[0]}', which {files[0].name} has; give files that are alike")
+    at = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(at).free
+    if needed > free:
+        raise UserError(
+            f"{files[0].parent}: unpacked {needed / 2**30:.3g} GB where {at} has {free / 2**30:.3g} GB free; "
+            "set HF_DATASETS_CACHE to a folder with more"
+        )
+    return column, label
+
+
+def _picked(schema: Any, names: Sequence[str], fits: Any) -> str | None:
+    """The column with the first of some names, else the first of a type that fits."""
+    fitting = [field.name for field in schema if fits(field.type)]
+    return next((name for name in names if name in fitting), fitting[0] if fitting else None)
+
+
+def _is_picture(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _is_picture(field.type) for field in kind)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _codes(path: Path, column: Any, feature: Any) -> tuple[NDArray[np.int32], tuple[str, ...], tuple[str, ...]]:
+    """Class of each row, -1 where there is none; the names of the classes; their order if the file gives one."""
+    import pyarrow.compute as pc
+
+    given: Mapping[int, str] = dict(enumerate(getattr(feature, "names", None) or ()))
+    table = pc.dictionary_encode(column).combine_chunks()
+    codes = pc.fill_null(table.indices, -1).to_numpy().astype(np.int32)
+    values = table.dictionary.to_pylist()
+    if not given:
+        return codes, tuple(printable(str(value)) for value in values), ()
+    unknown = [value for value in values if value not in given and value != -1]
+    if unknown:
+        raise UserError(f"{path}: label {unknown[0]} is not one of the {len(given)} classes that the file names")
+    if -1 in values:  # what `datasets` writes for a row without a label
+        codes[codes == values.index(-1)] = -1
+    names = tuple(printable(given[value]) if value != -1 else "" for value in values)
+    return codes, names, tuple(printable(name) for name in given.values())

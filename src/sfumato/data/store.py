@@ -1,0 +1,168 @@
+"""Encoded pictures on disk, any of them to be had by its index: what folders, tar shards and parquet files share.
+
+A million pictures are a few arrays and one string of bytes here, not a million objects. Read from first to last a store
+is a `Reader`, for data held in memory; read in any order it is what a `Stream` decodes from.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import BinaryIO, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sfumato.data.decoding import decode, hush
+from sfumato.data.image import Pictures
+from sfumato.data.source import Array, Fault, Item, Reader, Source
+
+__all__ = ["THREADS", "Names", "Store", "Stored", "item", "mapped", "part_of", "parts", "printable", "stored"]
+
+THREADS = min(4, os.cpu_count() or 1)
+"""Pictures are decoded in this many threads."""
+
+HELD_OUT = ("test", "validation", "val", "valid")  # the first that is there is taken
+SPLIT = ("train", *HELD_OUT)
+_TOGETHER = 64
+
+T = TypeVar("T")
+
+
+class Names:
+    """Many names in one string of bytes: 8 bytes more for each than its letters."""
+
+    def __init__(self, names: Iterable[bytes]) -> None:
+        text, ends = bytearray(), [np.zeros(1, np.int64)]
+        block: list[int] = []
+        for name in names:
+            text += name
+            block.append(len(text))
+            if len(block) == 2**16:
+                ends.append(np.array(block, np.int64))
+                block.clear()
+        self.text = bytes(text)
+        self._ends = np.concatenate([*ends, np.array(block, np.int64)])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> bytes:
+        return self.text[self._ends[index] : self._ends[index + 1]]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Encoded pictures on disk.
+
+    Attributes:
+        sizes: int64 (N,), bytes of each.
+        name: what item i is called, printable.
+        open: opens item i for reading and seeking; raises OSError. May be called in several threads.
+        identity: bytes that stand for the names of all items, for the fingerprint.
+        codes: int32 (N,), index of each item's class in `classes`, -1 where it is missing; (0,) without classes.
+        classes: names of the classes.
+        faults: what could not be opened to begin with.
+    """
+
+    sizes: NDArray[np.int64]
+    name: Callable[[int], str]
+    open: Callable[[int], BinaryIO]
+    identity: bytes
+    codes: NDArray[np.int32]
+    classes: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+
+@dataclass(frozen=True)
+class Stored(Source):
+    """A source of pictures that need not be held in memory.
+
+    Attributes:
+        store: the pictures.
+        held: the store of the held-out part.
+    """
+
+    store: Store = field(kw_only=True)
+    held: Store | None = field(kw_only=True, default=None)
+
+
+def stored(
+    name: str, store: Store, held: Store | None = None, *, classes: Sequence[str] = (), notes: Iterable[str] = ()
+) -> Stored:
+    """Make a source of a store.
+
+    Args:
+        name: what it is called.
+        store: of the training part.
+        held: of the held-out part.
+        classes: order of the class names; () means sorted.
+        notes: what opening it found.
+    """
+    order = tuple(classes)
+    test = None if held is None else Source(f"{name} (held out)", Pictures(), _reader(held), order)
+    return Stored(name, Pictures(), _reader(store), order, tuple(notes), test, store=store, held=held)
+
+
+def item(store: Store, index: int) -> Item | Fault:
+    """Read and decode one item."""
+    got = decode(partial(store.open, index))
+    if isinstance(got, str):
+        return Fault(store.name(index), got)
+    code = store.codes[index] if len(store.codes) else None
+    if code is not None and code < 0:
+        return Fault(store.name(index), "no label")
+    return Item(store.name(index), got[0], None if code is None else store.classes[code], got[1])
+
+
+def mapped(work: Callable[[int], T], indices: Array) -> Iterator[T]:
+    """Yield `work(i)` for each index, in order; the work is done in threads, a few ahead."""
+    hush()
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(indices), _TOGETHER):
+            yield from list(pool.map(work, indices[start : start + _TOGETHER].tolist()))
+
+
+def _reader(store: Store) -> Reader:
+    def read(use: Callable[[Item], T]) -> Iterator[T | Fault]:
+        def work(index: int) -> T | Fault:
+            got = item(store, index)
+            return got if isinstance(got, Fault) else use(got)
+
+        yield from store.faults
+        yield from mapped(work, np.arange(len(store)))
+
+    return read
+
+
+def printable(name: str) -> str:
+    """A name as text for one line: what cannot be printed, or is not UTF-8, is written out."""
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def part_of(name: str) -> str:
+    """Which part of a split a file belongs to by its name: train/..., train-00.tar; "" if the name does not say."""
+    first = name.split("/")[0]
+    return next((part for part in SPLIT if first == part or first.startswith((f"{part}-", f"{part}_", f"{part}."))), "")
+
+
+def parts(found: Iterable[str]) -> tuple[str, str] | None:
+    """The names of the training and of the held-out part, if parts are all that is found and both are there.
+
+    Args:
+        found: first folders, or what `part_of` gave.
+    """
+    names = set(found)
+    held = next((part for part in HELD_OUT if part in names), None)
+    return ("train", held) if held and "train" in names and names <= set(SPLIT) else None

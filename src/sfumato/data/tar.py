@@ -1,0 +1,235 @@
+"""Tar shards after WebDataset's convention: one .tar file or a folder of them, pictures with their labels beside them.
+
+    0001.png 0001.cls 0002.jpg 0002.json ...
+
+Members that follow each other and have the same name up to the first dot of its last part are one sample: a picture
+(png, jpg, webp, bmp) and, if it has one, its class: the text of `key.cls`, or "label" in `key.json`. Shards are never
+unpacked: their headers are read once, and then each picture where it lies. They are untrusted: links, devices, sparse
+files and names that point outside are ignored, and sizes are held against a limit and against the shard's own.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from sfumato.data.decoding import SUFFIXES
+from sfumato.data.source import Fault, Source, name_of
+from sfumato.data.store import Names, Store, part_of, parts, printable, stored
+from sfumato.errors import UserError
+
+__all__ = ["open_path", "shards"]
+
+MAX_MEMBER = 2**29
+"""A picture with more bytes is ignored."""
+MAX_NOTE = 2**16  # bytes of a .cls or .json member
+MAX_NAME = 2**13  # bytes of a name in a header, and of what tar says beside it
+_LABELS = ("cls", "json")  # the first is believed
+
+
+def open_path(path: Path) -> Source | None:
+    """Open a .tar file or a folder of them; None if `path` is neither.
+
+    Raises:
+        UserError: a shard is compressed or damaged from its beginning, or there is no picture in any.
+    """
+    files = shards(path, ".tar")
+    if not files:
+        return None
+    root = path if path.is_dir() else path.parent
+    by_part: dict[str, list[str]] = {}
+    for file in files:
+        name = file.relative_to(root).as_posix()
+        by_part.setdefault(part_of(name), []).append(name)
+    split = parts(by_part)
+    if split is None:
+        store, notes = _index(path, root, sorted(file.relative_to(root).as_posix() for file in files))
+        return stored(name_of(path), store, notes=notes)
+    (store, notes), (held, _) = (_index(path, root, by_part[part]) for part in split)
+    return stored(name_of(path), store, held, notes=notes)
+
+
+def shards(path: Path, suffix: str) -> list[Path]:
+    """The visible files at or below `path` that end in a suffix, sorted."""
+    if path.is_file():
+        return [path] if path.suffix.lower() == suffix else []
+    found = (file for file in path.rglob("*") if file.suffix.lower() == suffix and file.is_file())
+    return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts))
+
+
+@dataclass
+class _Index:
+    """What the headers of all shards say, in numbers side by side."""
+
+    shard: array[int] = field(default_factory=lambda: array("i"))
+    start: array[int] = field(default_factory=lambda: array("q"))
+    size: array[int] = field(default_factory=lambda: array("q"))
+    code: array[int] = field(default_factory=lambda: array("i"))
+    classes: dict[str, int] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+
+
+def _index(path: Path, root: Path, files: list[str]) -> tuple[Store, list[str]]:
+    """The store of some shards, and notes."""
+    index = _Index()
+    names = Names(name for number, file in enumerate(files) for name in _pictures(root, file, number, index))
+    if not len(names):
+        reason = f" ({index.faults[0].reason})" if index.faults else ""
+        raise UserError(f"{path}: no PNG, JPEG, WebP or BMP pictures in these tar files{reason}; give some that have")
+    shard, start, size = (np.array(column, np.int64) for column in (index.shard, index.start, index.size))
+
+    def opened(row: int) -> BinaryIO:
+        return io.BufferedReader(_Window(root / files[shard[row]], int(start[row]), int(size[row])))
+
+    store = Store(
+        sizes=size,
+        name=lambda row: printable(f"{files[shard[row]]}/{os.fsdecode(names[row])}"),
+        open=opened,
+        identity="\n".join(files).encode("utf-8", "surrogateescape") + names.text,
+        codes=np.array(index.code if index.classes else (), np.int32),
+        classes=tuple(index.classes),
+        faults=tuple(index.faults),
+    )
+    return store, [f"tar members ignored: {what} ({n:,})" for what, n in index.ignored.most_common()]
+
+
+def _pictures(root: Path, file: str, number: int, index: _Index) -> Iterator[bytes]:
+    """Yield the name of each picture of a shard, and put down in `index` where it lies and what its class is."""
+    key, label, row = (
+        None,
+        len(_LABELS),
+        -1,
+    )  # of the present sample: its name, whose word its class is, its row if seen
+    code = -1
+    with (root / file).open("rb") as stream:
+        end = os.fstat(stream.fileno()).st_size
+        for member in _members(root / file, file, stream, end, index):
+            if (why := _unwanted(member, end)) is not None:
+                index.ignored[why] += 1
+                continue
+            folder, _, base = member.name.rpartition("/")
+            stem, _, kind = base.partition(".")
+            if key != (folder, stem):
+                key, label, row, code = (folder, stem), len(_LABELS), -1, -1
+            kind = kind.lower()
+            if f".{kind.rpartition('.')[2]}" in SUFFIXES:
+                if row >= 0:
+                    index.ignored["further pictures of one sample (a name counts up to its first dot)"] += 1
+                    continue
+                row = len(index.size)
+                index.shard.append(number)
+                index.start.append(member.offset_data)
+                index.size.append(member.size)
+                index.code.append(code)
+                yield os.fsencode(member.name)
+            elif kind in _LABELS:
+                if _LABELS.index(kind) >= label or (said := _label(stream, member)) is None:
+                    continue
+                label, code = _LABELS.index(kind), index.classes.setdefault(said, len(index.classes))
+                if row >= 0:
+                    index.code[row] = code
+            else:
+                index.ignored[f".{printable(kind)}"[:20]] += 1
+
+
+def _members(path: Path, file: str, stream: BinaryIO, end: int, index: _Index) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a shard; where it is damaged they end, which is put down as a fault."""
+    try:
+        with tarfile.open(fileobj=_Headers(stream.fileno(), closefd=False), mode="r:") as tar:
+            at = -1
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
+                if tar.offset <= at:
+                    raise tarfile.ReadError("a member of negative size")
+                at = tar.offset
+                yield member
+            rest = os.pread(stream.fileno(), 512, tar.offset)
+            if rest.strip(b"\0"):
+                index.faults.append(Fault(printable(file), f"damaged at byte {tar.offset:,}: what follows is lost"))
+    except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
+        if not len(index.size):
+            raise UserError(f"{path}: not a plain tar file ({error}); unpack it if it is compressed") from error
+        index.faults.append(Fault(printable(file), f"damaged: {error}"))
+
+
+def _unwanted(member: tarfile.TarInfo, end: int) -> str | None:
+    """Why a member is not looked at, or None."""
+    if member.isdir():
+        return "folders"
+    if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
+        return "links, devices or sparse files"
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        return "names that point outside"
+    if member.name.rpartition("/")[2].startswith("."):
+        return "hidden files"
+    if member.size > MAX_MEMBER:
+        return f"over {MAX_MEMBER // 2**20} MB"
+    return None if 0 <= member.size <= end - member.offset_data else "cut off"
+
+
+def _label(stream: BinaryIO, member: tarfile.TarInfo) -> str | None:
+    """The class that a .cls or .json member names; None if it names none."""
+    if member.size > MAX_NOTE:
+        return None
+    try:
+        text = os.pread(stream.fileno(), member.size, member.offset_data).decode().strip()
+        said: Any = text
+        if member.name.lower().endswith(".json"):
+            record = json.loads(text)
+            said = record.get("label") if isinstance(record, dict) else None
+    except (ValueError, RecursionError):
+        return None
+    return printable(str(said))[:200] if said != "" and isinstance(said, (str, int)) else None
+
+
+class _Headers(io.FileIO):
+    """A file of which only headers are read: a header that asks for more than a name can need is damage."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is None or not 0 <= size <= MAX_NAME:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return super().read(size)
+
+
+class _Window(io.RawIOBase):
+    """A part of a file as a file."""
+
+    def __init__(self, path: Path, start: int, size: int) -> None:
+        super().__init__()
+        self._file, self._start, self._size, self._at = os.open(path, os.O_RDONLY), start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._at = max(0, offset + (0, self._at, self._size)[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        wanted = min(len(buffer), max(0, self._size - self._at))
+        got = os.pread(self._file, wanted, self._start + self._at)
+        buffer[: len(got)] = got
+        self._at += len(got)
+        return len(got)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._file)
+        super().close()
