@@ -11,6 +11,7 @@ is touched counts as resident, but is the system's to take back.
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from glob import escape
@@ -118,11 +119,12 @@ def _columns(files: Sequence[Path], cache: Path) -> tuple[str, str | None]:
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(f"{file}: not a parquet file, or damaged ({error}); get it again") from error
     first = schemas[0]
-    column = _picked(first, _PICTURES, _is_picture)
+    column = _picked(first, [*_PICTURES, *_featured(first, "Image")], _is_picture)
     if column is None:
         raise UserError(f"{files[0]}: no column of pictures among {', '.join(first.names) or 'none'}; name it 'image'")
-    label = _picked(first, _LABELS, lambda kind: pa.types.is_integer(kind) or _is_text(kind))
-    label = label if label in _LABELS else None
+    classes = [*_LABELS, *_featured(first, "ClassLabel")]
+    label = _picked(first, classes, lambda kind: pa.types.is_integer(kind) or _is_text(kind))
+    label = label if label in classes else None
     for file, schema in zip(files, schemas, strict=True):
         missing = [name for name in (column, label) if name and name not in schema.names]
         if missing:
@@ -135,6 +137,15 @@ def _columns(files: Sequence[Path], cache: Path) -> tuple[str, str | None]:
             "set HF_DATASETS_CACHE to a folder with more"
         )
     return column, label
+
+
+def _featured(schema: Any, kind: str) -> list[str]:
+    """The columns that `datasets` has marked as of a kind."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return [name for name, feature in features.items() if feature.get("_type") == kind]
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return []
 
 
 def _picked(schema: Any, names: Sequence[str], fits: Any) -> str | None:

@@ -7,6 +7,7 @@ is a `Reader`, for data held in memory; read in any order it is what a `Stream` 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -152,9 +153,9 @@ def printable(name: str) -> str:
 
 
 def part_of(name: str) -> str:
-    """Which part of a split a file belongs to by its name: train/..., train-00.tar; "" if the name does not say."""
-    first = name.split("/")[0]
-    return next((part for part in SPLIT if first == part or first.startswith((f"{part}-", f"{part}_", f"{part}."))), "")
+    """Which part of a split a file belongs to by its name: train/0.tar, data/train-0.tar; "" if that does not say."""
+    starts = (re.match(rf"({'|'.join(SPLIT)})(?=[-_.]|$)", piece) for piece in name.split("/"))
+    return next((start[1] for start in starts if start), "")
 
 
 def parts(found: Iterable[str]) -> tuple[str, str] | None:
