@@ -4,13 +4,12 @@ A picture is bytes, or a struct whose "bytes" are the picture (its "path" is nev
 named by the ClassLabel feature in the file if there is one, or a text.
 
 Parquet is compressed in groups of rows and cannot be read at random. `datasets` (the extra `stream`) therefore writes
-the two columns once as Arrow into its cache (HF_DATASETS_CACHE says where) and maps them into memory from there: what
-is touched counts as resident, but is the system's to take back.
+the two columns once as Arrow into its cache (HF_DATASETS_CACHE says where), which is not compressed. Where each picture
+lies in those files is put down, and there it is read; a mapping of them would count as resident memory, and grow.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.data.source import Source, name_of
-from sfumato.data.store import Store, part_of, parts, printable, stored
+from sfumato.data.store import Store, part_of, parts, printable, stored, window
 from sfumato.data.tar import shards
 from sfumato.errors import UserError
 
@@ -56,8 +55,6 @@ def _store(path: Path, files: Sequence[Path]) -> tuple[Store, tuple[str, ...], l
     """The store of some files, the order of its classes, and notes."""
     try:
         import datasets
-        import pyarrow as pa
-        import pyarrow.compute as pc
     except ImportError as error:
         raise UserError(f"{path}: parquet needs the library datasets; pip install 'sfumato[stream]'") from error
     column, label = _columns(files, Path(datasets.config.HF_DATASETS_CACHE))
@@ -74,33 +71,49 @@ def _store(path: Path, files: Sequence[Path]) -> tuple[Store, tuple[str, ...], l
             datasets.enable_progress_bars()
     if not len(rows):
         raise UserError(f"{path}: no rows in it; give parquet files of pictures")
-    pictures = rows.data.column(column)
-    nested = pa.types.is_struct(pictures.type)
+    caches = [Path(file["filename"]) for file in rows.cache_files]
+    places = [_places(cache, column) for cache in caches]
+    number = np.repeat(np.arange(len(caches), dtype=np.int32), [len(start) for start, _ in places])
+    starts, sizes = (np.concatenate(parts) for parts in zip(*places, strict=True))
 
-    def opened(index: int) -> BinaryIO:
-        scalar = pictures[index]
-        if nested and scalar.is_valid:
-            scalar = scalar["bytes"]
-        if not scalar.is_valid:
+    def opened(row: int) -> BinaryIO:
+        if sizes[row] < 0:
             raise OSError("no bytes in this row")
-        # The pages of the map are copied no sooner than the decoder asks for them.
-        return io.BufferedReader(pa.BufferReader(scalar.as_buffer()))
+        return window(caches[number[row]], int(starts[row]), int(sizes[row]))
 
-    values = pc.struct_field(pictures, "bytes") if nested else pictures
     codes, classes, order = _codes(path, rows.data.column(label), rows.features[label]) if label else _NO_LABELS
     store = Store(
-        sizes=pc.fill_null(pc.binary_length(values), 0).to_numpy().astype(np.int64),
+        sizes=sizes,
         name=lambda index: f"row {index}",
         open=opened,
         identity="\n".join(file.name for file in files).encode("utf-8", "surrogateescape"),
         codes=codes,
         classes=classes,
     )
-    where = Path(rows.cache_files[0]["filename"]).parent
-    return store, order, [f"columns '{column}'" + (f" and '{label}'" if label else "") + f", as Arrow in {where}"]
+    columns = f"column '{column}'" if label is None else f"columns '{column}' and '{label}'"
+    return store, order, [f"{columns}, unpacked into {caches[0].parent}"]
 
 
 _NO_LABELS: tuple[NDArray[np.int32], tuple[str, ...], tuple[str, ...]] = (np.zeros(0, np.int32), (), ())
+
+
+def _places(cache: Path, column: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First byte and number of bytes of each picture in an Arrow file; -1 bytes where there is none."""
+    import pyarrow as pa
+
+    starts, sizes = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    with pa.memory_map(str(cache)) as mapped:
+        whole = mapped.read_buffer()
+        for batch in pa.ipc.open_stream(whole):
+            pictures = batch.column(column)
+            values = pictures.field("bytes") if pa.types.is_struct(pictures.type) else pictures
+            _, offsets, content = values.buffers()
+            wide = np.int64 if pa.types.is_large_binary(values.type) else np.int32
+            ends = np.frombuffer(offsets, wide)[values.offset : values.offset + len(values) + 1].astype(np.int64)
+            there = np.asarray(pictures.is_valid()) & np.asarray(values.is_valid())
+            starts.append(ends[:-1] + (content.address - whole.address if content else 0))
+            sizes.append(np.where(there, np.diff(ends), -1))
+    return np.concatenate(starts), np.concatenate(sizes)
 
 
 def _columns(files: Sequence[Path], cache: Path) -> tuple[str, str | None]:

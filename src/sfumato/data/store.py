@@ -6,13 +6,15 @@ is a `Reader`, for data held in memory; read in any order it is what a `Stream` 
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import BinaryIO, TypeVar
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +23,7 @@ from sfumato.data.decoding import decode, hush
 from sfumato.data.image import Pictures
 from sfumato.data.source import Array, Fault, Item, Reader, Source
 
-__all__ = ["THREADS", "Names", "Store", "Stored", "item", "mapped", "part_of", "parts", "printable", "stored"]
+__all__ = ["THREADS", "Names", "Store", "Stored", "item", "mapped", "part_of", "parts", "printable", "stored", "window"]
 
 THREADS = min(4, os.cpu_count() or 1)
 """Pictures are decoded in this many threads."""
@@ -167,3 +169,47 @@ def parts(found: Iterable[str]) -> tuple[str, str] | None:
     names = set(found)
     held = next((part for part in HELD_OUT if part in names), None)
     return ("train", held) if held and "train" in names and names <= set(SPLIT) else None
+
+
+def window(path: Path, start: int, size: int) -> BinaryIO:
+    """Open a part of a file as a file; OSError if the file cannot be read.
+
+    Args:
+        path: the file.
+        start: its first byte.
+        size: how many bytes.
+    """
+    return io.BufferedReader(_Window(path, start, size))
+
+
+class _Window(io.RawIOBase):
+    """A part of a file as a file."""
+
+    def __init__(self, path: Path, start: int, size: int) -> None:
+        super().__init__()
+        self._file, self._start, self._size, self._at = os.open(path, os.O_RDONLY), start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._at = max(0, offset + (0, self._at, self._size)[whence])
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        wanted = min(len(buffer), max(0, self._size - self._at))
+        got = os.pread(self._file, wanted, self._start + self._at)
+        buffer[: len(got)] = got
+        self._at += len(got)
+        return len(got)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._file)
+        super().close()

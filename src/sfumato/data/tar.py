@@ -25,7 +25,7 @@ import numpy as np
 
 from sfumato.data.decoding import SUFFIXES
 from sfumato.data.source import Fault, Source, name_of
-from sfumato.data.store import Names, Store, part_of, parts, printable, stored
+from sfumato.data.store import Names, Store, part_of, parts, printable, stored, window
 from sfumato.errors import UserError
 
 __all__ = ["open_path", "shards"]
@@ -89,13 +89,10 @@ def _index(path: Path, root: Path, files: list[str]) -> tuple[Store, list[str]]:
         raise UserError(f"{path}: no PNG, JPEG, WebP or BMP pictures in these tar files{reason}; give some that have")
     shard, start, size = (np.array(column, np.int64) for column in (index.shard, index.start, index.size))
 
-    def opened(row: int) -> BinaryIO:
-        return io.BufferedReader(_Window(root / files[shard[row]], int(start[row]), int(size[row])))
-
     store = Store(
         sizes=size,
         name=lambda row: printable(f"{files[shard[row]]}/{os.fsdecode(names[row])}"),
-        open=opened,
+        open=lambda row: window(root / files[shard[row]], int(start[row]), int(size[row])),
         identity="\n".join(files).encode("utf-8", "surrogateescape") + names.text,
         codes=np.array(index.code if index.classes else (), np.int32),
         classes=tuple(index.classes),
@@ -200,36 +197,3 @@ class _Headers(io.FileIO):
         if size is None or not 0 <= size <= MAX_NAME:
             raise tarfile.ReadError(f"a header of {size} bytes")
         return super().read(size)
-
-
-class _Window(io.RawIOBase):
-    """A part of a file as a file."""
-
-    def __init__(self, path: Path, start: int, size: int) -> None:
-        super().__init__()
-        self._file, self._start, self._size, self._at = os.open(path, os.O_RDONLY), start, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        self._at = max(0, offset + (0, self._at, self._size)[whence])
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any, /) -> int:
-        wanted = min(len(buffer), max(0, self._size - self._at))
-        got = os.pread(self._file, wanted, self._start + self._at)
-        buffer[: len(got)] = got
-        self._at += len(got)
-        return len(got)
-
-    def close(self) -> None:
-        if not self.closed:
-            os.close(self._file)
-        super().close()
