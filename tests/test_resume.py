@@ -85,4 +85,4 @@ def test_a_stopped_run_is_saved_and_goes_on(number, tmp_path):
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode == 130
-    assert len(checkpoints(run / "checkpoints")) == 1
+    assert len(checkpoints(run / "checkpoints")) == 2  # the first, and the one that the signal asked for

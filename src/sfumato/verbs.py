@@ -48,7 +48,8 @@ def inspect(data: Data) -> Findings:
 
     Args:
         data: a name (digits, fashion-mnist, moons, ring8, grid25, spirals, checkerboard), a folder of pictures
-            (classes = subfolders), or a .npy, .npz, .csv or IDX file.
+            (classes = subfolders; train/ and test/ are two parts), of .tar or .parquet files, or such a file, a .npy,
+            .npz, .csv or IDX file.
 
     Raises:
         UserError: there is no such data, or as a whole it cannot be read.
@@ -72,6 +73,7 @@ def train(
     lr: float | None = None,
     resolution: int | None = None,
     skip_bad: bool = False,
+    stream: bool = False,
     schedule: str = "cosine",
     parameterisation: str = "edm",
     weighting: str | None = None,
@@ -102,6 +104,7 @@ def train(
         lr: learning rate.
         resolution: longest side to which pictures are brought.
         skip_bad: leave unreadable files out instead of stopping at the first.
+        stream: leave pictures on disk and read each when its turn comes; by default if memory is short for them.
         schedule: noise schedule: vp, cosine, subvp, ve, edm, flow or table.
         parameterisation: what the network predicts: x0, eps, score, v, flow or edm.
         weighting: what the loss weighs: elbo, sigmoid, min-snr, p2, learned, or as parameterisation; by default that.
@@ -140,6 +143,7 @@ def plan(
     accumulate: int = 1,
     resolution: int | None = None,
     skip_bad: bool = False,
+    stream: bool = False,
     likelihood: bool = False,
     learn_variance: bool = False,
     precision: Literal["fp32", "bf16"] | None = None,
@@ -162,6 +166,7 @@ def plan(
         accumulate: as for train.
         resolution: as for train.
         skip_bad: as for train.
+        stream: as for train.
         likelihood: as for train.
         learn_variance: as for train.
         precision: as for train.

@@ -42,7 +42,7 @@ def begin(asked: Asked) -> Path:
 def _prepare(asked: Asked, show: Watch) -> tuple[Path, Dataset]:
     """Make the folder of a run, or find the one that is to go on, and return it with its data."""
     folder = None if asked.out is None else Path(asked.out)
-    dataset = load_data(asked.data, resolution=asked.resolution, skip_bad=asked.skip_bad)
+    dataset = load_data(asked.data, resolution=asked.resolution, skip_bad=asked.skip_bad, stream=asked.stream or None)
     name = Path(asked.data).stem if Path(asked.data).is_file() else dataset.name
     folder = RUNS / name if folder is None else folder
     if (asked.resume or restarted()) and folder.exists():

@@ -65,6 +65,7 @@ class Asked:
     lr: float | None = None
     resolution: int | None = None
     skip_bad: bool = False
+    stream: bool = False
     schedule: str = "cosine"
     parameterisation: str = "edm"
     weighting: str | None = None
@@ -133,7 +134,7 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
     dropout = choices.take("dropout", None, 0.1 if few else 0.0, "few examples" if few else "enough examples")
     aim = _likelihood(dataset, asked, choices) if asked.likelihood else _samples(asked, choices)
     width = dataset.codec.level_width if aim["dequantise"] else 0.0
-    sigma_data = math.hypot(float(dataset.codec.encode(dataset.items[:10_000]).std()), width / math.sqrt(12))
+    sigma_data = math.hypot(float(dataset.codec.encode(dataset.sample(10_000)).std()), width / math.sqrt(12))
     choices.take("sigma_data", None, round(sigma_data, 4), "the data's standard deviation, measured")
     model = Spec(
         **_network(size, points),
@@ -163,6 +164,7 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
         save_every=asked.save_every,
         device=device,
         compile=asked.compile,
+        stream=dataset.streamed,
         tensorboard=asked.tensorboard,
         threads=threads,
     )

@@ -134,7 +134,7 @@ def plan(asked: Asked, workers: int, begun: float) -> Plan:
 def _measured(asked: Asked, workers: Workers, folder: Path, begun: float) -> Plan:
     """Do everything that a run does once, and time it."""
     choices = Choices()
-    dataset = load_data(asked.data, resolution=asked.resolution, skip_bad=asked.skip_bad)
+    dataset = load_data(asked.data, resolution=asked.resolution, skip_bad=asked.skip_bad, stream=asked.stream or None)
     config = configure(dataset, asked, choices, workers.size)
     config = replace(config, batch=int(workers.decide([config.batch])[0]))  # each may have measured another
     run = Run.of(folder, config, dataset)

@@ -120,7 +120,9 @@ class Run:
             UserError: the data are gone or cannot be read.
         """
         config = self.config
-        return load_data(config.data, resolution=config.resolution or None, skip_bad=config.skip_bad)
+        return load_data(
+            config.data, resolution=config.resolution or None, skip_bad=config.skip_bad, stream=config.stream
+        )
 
     def recipe(self, model: Diffusion, notes: Mapping[str, str]) -> dict[str, Any]:
         """Return what every output of this run's model carries; arguments as :meth:`load` returns them."""

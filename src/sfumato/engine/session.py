@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sfumato.data.stream import Stream
 from sfumato.engine.clock import Clock
 from sfumato.engine.interrupt import Interrupt
 from sfumato.engine.preview import preview
@@ -57,6 +58,7 @@ class Session:
         self.saved = self.logged = self.clock.now
         self.next_preview = self.clock.now + FIRST_PREVIEW
         self.reported = trainer.step  # up to which losses are logged
+        self.faults = 0  # of the data, told so far
 
     def run(self) -> bool:
         """Train, saving, logging and showing samples on the way.
@@ -188,6 +190,7 @@ class Session:
         steps, self.reported = trainer.step - self.reported, trainer.step
         if steps <= 0:
             return
+        self._tell_faults()
         pace = self.clock.pace_so_far
         speed = self.config.batch / pace if pace else None
         if self.track is not None:
@@ -198,6 +201,15 @@ class Session:
         if speed and pace:
             left = duration((trainer.total - trainer.step) * pace)
             self.watch.update(trainer.step, trainer.total, f"loss {loss:.4f}  {speed:,.0f} items/s  {left} left")
+
+    def _tell_faults(self) -> None:
+        """Name the pictures that turned out to be bad when their turn came, once each."""
+        items = self.trainer.dataset.items
+        if isinstance(items, Stream):
+            for fault in items.faults[self.faults :]:
+                self._event("replaced", file=fault.name, reason=fault.reason)
+                self.watch.say(f"{fault.name} is bad ({fault.reason}): the next good one takes its place")
+            self.faults = len(items.faults)
 
     def _save(self) -> None:
         self.saved = self.clock.now

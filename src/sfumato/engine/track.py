@@ -29,7 +29,7 @@ from sfumato.files import write_atomic
 
 __all__ = ["EVENTS", "Track", "read_log"]
 
-EVENTS = ("begin", "resume", "save", "preview", "skip", "rollback", "damaged", "stop", "end")
+EVENTS = ("begin", "resume", "save", "preview", "skip", "rollback", "damaged", "replaced", "stop", "end")
 """What can happen to a run."""
 
 LASTING = ("begin", "resume", "rollback", "damaged", "stop")  # true even if the steps around them are done again

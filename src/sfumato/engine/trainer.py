@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.data import Dataset
+from sfumato.data.stream import Stream
 from sfumato.denoise import Denoiser
 from sfumato.dist import rand, stream
 from sfumato.engine import checkpoint
@@ -106,14 +107,17 @@ class Trainer:
         Returns:
             This worker's share of the mean loss, on the device; the shares of all workers add up to it.
         """
-        index, rng = self.order(self.step), stream(self.config.seed, TIMES, self.step)
-        t = self.model.denoiser.times(len(index), rng)
+        index = self.order(self.step)
+        t = self.model.denoiser.times(len(index), stream(self.config.seed, TIMES, self.step))
         self.optimizer.zero_grad(set_to_none=True)
         share = torch.zeros((), device=self.device)
         for call, (part, counts) in enumerate(self.parts):
             mine = slice(part, None, self.config.parts)
             with self.workers.adding(self.objective, call + 1 < len(self.parts)):
-                losses = self._losses(index[mine], t[mine], part)
+                states, cond = self.examples(index[mine], rng := stream(self.config.seed, NOISE, self.step, part))
+                self._prefetch(call + 1)
+                with self._dropout(part):
+                    losses: Tensor = self.objective(states, cond, rng, t[mine])
                 loss = losses.sum() * (counts / len(index))
                 (loss * self.workers.size).backward()  # type: ignore[no-untyped-call]  # ranks are averaged
             if counts:
@@ -135,13 +139,12 @@ class Trainer:
         left = (self.total - step + 1) / (COOL_DOWN * self.total)
         return self.config.lr / 2**self.returns * min(1.0, step * self.config.batch / WARM_UP, left)
 
-    def _losses(self, index: Tensor, t: Tensor, part: int) -> Tensor:
-        """Return the loss of each example of one part."""
-        rng = stream(self.config.seed, NOISE, self.step, part)
-        states, cond = self.examples(index, rng)
-        with self._dropout(part):
-            losses: Tensor = self.objective(states, cond, rng, t)
-        return losses
+    def _prefetch(self, call: int) -> None:
+        """Let data on disk be read that are wanted next: for a later call of this step, or the first of the next."""
+        if isinstance(self.dataset.items, Stream):
+            late = call == len(self.parts)
+            part, _ = self.parts[0 if late else call]
+            self.dataset.items.prefetch(self.order(self.step + late)[part :: self.config.parts])
 
     def examples(self, index: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Return the states and labels of examples, on the device; dequantised if the model is of such states.

@@ -7,6 +7,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from sfumato.data.folder import decode
+from sfumato.data.decoding import decode
 from sfumato.engine.gauge import EDGES
 from sfumato.engine.progress import duration
 from sfumato.view.chart import Line, Mark, chart
@@ -97,7 +98,7 @@ def previews(folder: Path, notes: list[str]) -> str:
     for path in (found[k] for k in some):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large pictures: decode refuses those that are too large
-            got = decode(path)
+            got = decode(partial(path.open, "rb"))
         if isinstance(got, str):
             notes.append(f"samples/{path.name}: {got}; left out")
             continue
