@@ -87,11 +87,10 @@ def test_killed_three_times(digits, whole, tmp_path):
 
 
 def test_a_full_disk_leaves_what_is_done(capsys, digits, whole, tmp_path, monkeypatch):
-    out, sync, calls = tmp_path / "out", os.fsync, []
+    out, sync = tmp_path / "out", os.fsync
 
     def full(descriptor):
-        calls.append(descriptor)
-        if len(calls) > 6:
+        if len(marks(out)) == 2:
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 

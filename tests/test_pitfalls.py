@@ -6,7 +6,7 @@ Laws instead of golden numbers
     an expensive order lost in a cheap first step -> test_sampler::test_start_errors_stay_where_they_are_declared
     Langevin on sub-VP (score_sde_pytorch #8) -> test_sampler_laws::test_every_combination_is_right_or_refused
     one draw of noise for all times (DiffusionLab)
-        -> test_report::test_forward_path_is_a_markov_path_from_the_data_to_the_prior
+        -> test_view::test_forward_path_is_a_markov_path_from_the_data_to_the_prior
     no kernel q(x_t | x_s) -> test_process::test_chapman_kolmogorov
     alpha cumulative or per step (score_sde_pytorch #73) -> test_process::test_chain_of_the_default_table_is_ddpm
     twenty converters -> test_denoise::test_every_conversion_round_trips
@@ -39,10 +39,10 @@ Batches, seeds and numbers
     image k cannot be made again (#612, k-diffusion #25) -> test_sampler::test_a_samples_noise_is_its_own
     float64 where there is none (#9224) -> test_ode::test_float32_states_stay_float32
     NaN becomes a black picture (#6492, #3347) -> test_data_codec::test_decode_refuses_states_that_are_not_finite
-        and days of training (lucidrains #61) -> test_engine::test_a_loss_that_is_not_finite_names_its_step
+        and days of training (lucidrains #61) -> test_guard::test_a_hundred_poisoned_steps_leave_no_trace
 
 Runs and data
-    resume replays other data (accelerate #2823) -> test_resume::test_killed_three_times
+    resume replays other data (accelerate #2823) -> test_resume::test_killed_a_few_times
     previews of an average that is not warm (#1772) -> test_engine::test_power_average_has_its_horizon
     a schedule in calls (#4468) -> test_engine::test_learning_rate_warms_up_stays_and_falls_to_nothing
     grey needs three edits (#10677) -> test_data_folder::test_grey_in_content_is_one_channel

@@ -6,22 +6,26 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
-import safetensors
 import torch
 
-from sfumato.engine.checkpoint import checkpoints
+from sfumato.engine.checkpoint import checkpoints, load
 
 WAYS = {
-    "points": ["train", "points", "--steps", "1500"],
+    "points": ["train", "points", "--steps", "600"],
     "digits": ["train", "digits", "--classes", "--size", "tiny", "--batch", "16", "--steps", "60"],
+    "together": ["train", "digits", "--size", "tiny", "--batch", "16", "--steps", "200"],
 }
+"""Runs of one process and, the last, of two."""
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
-def start(*words):
+def start(way, *words):
+    before = TORCHRUN if way == "together" else []
     return subprocess.Popen(
-        [sys.executable, "-m", "sfumato", *map(str, words)],
+        [sys.executable, *before, "-m", "sfumato", *map(str, words)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -33,16 +37,22 @@ def finish(process):
     assert process.returncode == 0, errors.decode()
 
 
-def final(run):
-    with safetensors.safe_open(checkpoints(run / "checkpoints")[-1], framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+def kill(process):
+    """Kill a process and those that it started, if it is torchrun: first it, or it would start them again."""
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, check=False)
+    process.kill()
+    for pid in map(int, listed.stdout.split()):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate()
 
 
 def kill_and_compare(way, tmp_path, kills):
-    finish(start(*WAYS[way], "--out", tmp_path / "straight", "--save-every", 1e9))
+    """Kill a run so many times, at any moment after its first new checkpoint, and resume it; return how often."""
+    finish(start(way, *WAYS[way], "--out", tmp_path / "straight", "--save-every", 1e9))
     run = tmp_path / "killed"
     rng = random.Random(way)
-    process = start(*WAYS[way], "--out", run, "--save-every", 0.05)
+    process = start(way, *WAYS[way], "--out", run, "--save-every", 0.05)
     killed = 0
     while killed < kills and process.poll() is None:
         before = checkpoints(run / "checkpoints")
@@ -50,35 +60,36 @@ def kill_and_compare(way, tmp_path, kills):
             time.sleep(0.01)  # at least one new checkpoint, or the run would never end
         time.sleep(rng.uniform(0, 0.3))
         if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
+            kill(process)
             killed += 1
-            process = start("resume", run)
+            process = start(way, "resume", run)
     finish(process)
-    ours, theirs = final(tmp_path / "straight"), final(run)
-    assert ours.keys() == theirs.keys()
-    assert any(name.startswith("ema.") for name in ours)
-    for name, tensor in ours.items():
-        assert torch.equal(tensor.reshape(-1).view(torch.uint8), theirs[name].reshape(-1).view(torch.uint8)), name
+    ours, theirs = load(tmp_path / "straight" / "checkpoints"), load(run / "checkpoints")
+    assert ours.notes["step"] == theirs.notes["step"] == WAYS[way][-1]  # and so the same next batch, a function of it
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    assert {name.split(".")[0] for name in ours.tensors} == {"model", "ema", "optimizer"}
+    for name, tensor in ours.tensors.items():
+        bits = (each.reshape(-1).view(torch.uint8) for each in (tensor, theirs.tensors[name]))
+        assert torch.equal(*bits), name
     return killed
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_killed_three_times(way, tmp_path):
-    assert kill_and_compare(way, tmp_path, 3) == 3
+@pytest.mark.parametrize(("way", "kills"), [("points", 4), ("digits", 3), ("together", 3)])
+def test_killed_a_few_times(way, kills, tmp_path):
+    assert kill_and_compare(way, tmp_path, kills) == kills
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
-def test_killed_twenty_times(way, tmp_path, monkeypatch):
-    monkeypatch.setitem(WAYS, way, [*WAYS[way][:-1], str(8 * int(WAYS[way][-1]))])  # long enough to be killed so often
-    assert kill_and_compare(way, tmp_path, 20) == 20
+@pytest.mark.parametrize(("way", "kills"), [("points", 70), ("digits", 65), ("together", 65)])
+def test_killed_two_hundred_times_in_all(way, kills, tmp_path, monkeypatch):
+    monkeypatch.setitem(WAYS, way, [*WAYS[way][:-1], str(25 * int(WAYS[way][-1]))])  # long enough to be killed so often
+    assert kill_and_compare(way, tmp_path, kills) == kills
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_is_saved_and_goes_on(number, tmp_path):
     run = tmp_path / "run"
-    process = start("train", "moons", "--steps", 100_000, "--out", run, "--save-every", 1e9)
+    process = start("points", "train", "moons", "--steps", 100_000, "--out", run, "--save-every", 1e9)
     while not (run / "log.jsonl").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
@@ -86,3 +97,28 @@ def test_a_stopped_run_is_saved_and_goes_on(number, tmp_path):
     process.communicate(timeout=60)
     assert process.returncode == 130
     assert len(checkpoints(run / "checkpoints")) == 2  # the first, and the one that the signal asked for
+
+
+def test_a_run_is_trained_by_one_at_a_time(tmp_path):
+    run = tmp_path / "run"
+    first = start("points", "train", "moons", "--steps", 100_000, "--out", run)
+    while not checkpoints(run / "checkpoints"):
+        time.sleep(0.05)
+    second = start("points", "resume", run)
+    assert b"another process is training it" in second.communicate(timeout=60)[1]
+    assert second.returncode == 2
+    assert first.poll() is None
+    kill(first)
+
+
+def test_processes_without_their_torchrun_stop_and_save(tmp_path):
+    """Killed alone, torchrun leaves its processes behind: they must not go on unseen beside those of the next start."""
+    run = tmp_path / "run"
+    process = start("together", *WAYS["together"][:-1], 100_000, "--out", run, "--save-every", 1e9)
+    while not (run / "checkpoints" / "latest").exists():
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    while '"stop"' not in (run / "log.jsonl").read_text():
+        time.sleep(0.05)
+    assert len(checkpoints(run / "checkpoints")) == 2

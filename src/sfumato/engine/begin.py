@@ -5,6 +5,7 @@ Rank 0 looks at the data, chooses what was left open and makes the folder; the o
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from sfumato.data import Dataset
@@ -16,6 +17,7 @@ from sfumato.engine.progress import Watch, duration, watch
 from sfumato.engine.run import Run, latest
 from sfumato.engine.session import Session
 from sfumato.engine.trainer import Trainer
+from sfumato.engine.worker import sole
 from sfumato.errors import UserError
 
 __all__ = ["begin", "go_on"]
@@ -28,15 +30,10 @@ def begin(asked: Asked) -> Path:
     device, _ = device_of(asked.device)
     with joined(device) as workers:
         show = watch(leads=workers.leads)
-        folder, error = Path(), None
-        if workers.leads:
-            try:
-                folder, dataset = _prepare(asked, show)
-            except (UserError, KeyboardInterrupt) as cause:
-                error = cause
-        workers.agree(error)
+        with workers.together():
+            folder, dataset = _prepare(asked, show) if workers.leads else (Path(), None)
         run = Run.open(Path(workers.tell(str(folder))))
-        return _train(run, dataset if workers.leads else run.dataset(), workers, show)
+        return _train(run, dataset or run.dataset(), workers, show)
 
 
 def _prepare(asked: Asked, show: Watch) -> tuple[Path, Dataset]:
@@ -71,7 +68,11 @@ def go_on(run: str | None) -> Path:
 
 def _train(run: Run, dataset: Dataset, workers: Workers, show: Watch) -> Path:
     """Train a run to its end with the number of threads it began with."""
-    with tuned(run.config.threads, run.config.device):
+    with ExitStack() as stack:
+        with workers.together():
+            if workers.leads:
+                stack.enter_context(sole(run.folder))
+        stack.enter_context(tuned(run.config.threads, run.config.device))
         try:
             trainer = Trainer(run, dataset, workers)
             if trainer.finished:

@@ -12,7 +12,10 @@ compute a part once more with weight 0: every worker makes as many calls as the 
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,16 +28,18 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # exported, but not in its stubs
 from torch.distributed.rendezvous import rendezvous
 
+from sfumato.engine.worker import Worker
 from sfumato.errors import UserError
 
 __all__ = ["Workers", "alike", "assign", "joined", "local", "parts_of", "restarted", "shard", "whole", "world"]
 
 TIMEOUT = timedelta(minutes=30)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def world() -> int:
     """Return how many processes torchrun has started for this work; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return Worker.here().world
 
 
 def restarted() -> bool:
@@ -88,17 +93,19 @@ class Workers:
         dist.all_gather(everything, value.contiguous())
         return torch.cat(everything)
 
-    def agree(self, error: BaseException | None) -> None:
-        """Raise rank 0's error there, and end the others quietly, so that none waits for ever.
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Do what rank 0 may fail at: if it does, the others end quietly, so that none waits for ever.
 
         Raises:
-            BaseException: ``error``, on rank 0.
-            SystemExit: on the others.
+            SystemExit: on the others, if rank 0 failed.
         """
-        failed = self.decide([float(error is not None)])[0]
-        if error is not None:
-            raise error
-        if failed:
+        try:
+            yield
+        except BaseException:
+            self.decide([1.0])
+            raise
+        if self.decide([0.0])[0]:
             raise SystemExit(2)
 
     def join(self, module: nn.Module, shard: bool) -> nn.Module:
@@ -150,10 +157,11 @@ def joined(device: str) -> Iterator[Workers]:
         yield Workers()
         return
     if device == "cuda":
-        local = int(os.environ.get("LOCAL_RANK", "0"))
+        local = Worker.here().local_rank
         if local >= torch.cuda.device_count():
             raise UserError(f"{local + 1} processes here for {torch.cuda.device_count()} GPUs: lower --nproc-per-node")
         torch.cuda.set_device(local)
+    _end_with_parent()
     store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
     # a process that was started again must not read the address that the one before it left in the same store
     store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
@@ -164,6 +172,12 @@ def joined(device: str) -> Iterator[Workers]:
         dist.barrier()  # who leaves early would break the others' last exchange
     finally:
         dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """Ask Linux for SIGTERM when torchrun dies: it cannot stop its processes any more, and they stop well by that."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def parts_of(parts: int, workers: Workers) -> list[tuple[int, bool]]:

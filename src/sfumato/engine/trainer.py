@@ -244,14 +244,8 @@ class Trainer:
         tensors |= {name: whole(tensor) for name, tensor in self._optimizer_state().items()}
         counters = ("step", "total", "seconds", "skipped", "in_row", "returns")
         notes = {name: repr(getattr(self, name)) for name in counters}
-        path, error = None, None
-        if self.workers.leads:
-            try:
-                path = checkpoint.save(self.run.checkpoints, self.step, tensors, notes)
-            except UserError as cause:
-                error = cause
-        self.workers.agree(error)
-        return path
+        with self.workers.together():
+            return checkpoint.save(self.run.checkpoints, self.step, tensors, notes) if self.workers.leads else None
 
     def go_back(self) -> None:
         """Return to the last good checkpoint, at half the learning rate."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,7 @@ from typing import IO
 
 from sfumato.errors import UserError
 
-__all__ = ["Worker", "workspace", "writable"]
+__all__ = ["Worker", "sole", "workspace", "writable"]
 
 ALIVE, LOCK, WORK = "alive", ".lock", ".work-"
 
@@ -72,6 +73,26 @@ def writable(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder or free space") from error
+
+
+@contextmanager
+def sole(folder: Path) -> Iterator[None]:
+    """Keep other processes from working on a folder as long as this one does; where there are locks.
+
+    Raises:
+        UserError: another process has it.
+    """
+    with ExitStack() as stack:
+        with writable(folder):
+            gate = stack.enter_context((folder / LOCK).open("ab"))
+        if not _locked(gate) and _locks_here(folder):
+            raise UserError(f"{folder}: another process is training it; wait for it, or stop it")
+        yield
+
+
+def _locks_here(folder: Path) -> bool:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return _locked(file)
 
 
 @contextmanager
