@@ -8,6 +8,7 @@ import os
 import stat
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,13 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "log.jsonl"
 
 
+def read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the records of a log, and how many lines are broken."""
+    found = list(read_log(path))
+    records = [record for record in found if record is not None]
+    return records, len(found) - len(records)
+
+
 def begun(path: Path, numbers: int = 5) -> Track:
     """Return a track of a run that logged the steps 10, 20, ..., each with a loss of its own."""
     track = Track(path, 0)
@@ -36,7 +44,7 @@ def begun(path: Path, numbers: int = 5) -> Track:
 
 
 def steps(path: Path) -> list[int]:
-    return [record["step"] for record in read_log(path)[0]]
+    return [record["step"] for record in read(path)[0]]
 
 
 def test_what_is_written_can_be_read(path: Path) -> None:
@@ -50,7 +58,7 @@ def test_what_is_written_can_be_read(path: Path) -> None:
     assert text.isascii() and text.endswith("\n") and len(text.splitlines()) == 3
     for line in text.splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    (first, event, last), broken = read_log(path)
+    (first, event, last), broken = read(path)
     assert broken == 0
     assert first.items() >= (with_all | {"step": 3, "seconds": 1.23}).items()
     assert first["levels"] == [0.5, None, 0.25, None, 1.0, 2.0] and first["counts"] == LEVELS.counts
@@ -108,7 +116,7 @@ def test_rewinding_drops_numbers_and_keeps_events(path: Path) -> None:
     log.numbers(30, 6.0, loss=9.0, lr=1e-4)
     log.close()
     assert steps(path) == [10, 20, 51, 51, 30]
-    assert read_log(path)[0][-1]["loss"] == 9.0
+    assert read(path)[0][-1]["loss"] == 9.0
 
 
 BROKEN = [
@@ -133,23 +141,23 @@ def test_broken_lines_are_counted_and_dropped(path: Path) -> None:
     begun(path).close()
     good = path.read_bytes().splitlines()
     path.write_bytes(b"\n".join(line for k, bad in enumerate(BROKEN) for line in (bad, good[k % 5])) + b"\n")
-    records, broken = read_log(path)
+    records, broken = read(path)
     assert broken == len(BROKEN) and len(records) == len(BROKEN)
     Track(path, 50).close()
-    assert read_log(path) == (records, 0)
+    assert read(path) == (records, 0)
 
 
 def test_a_line_without_end_takes_no_memory(path: Path) -> None:
     path.write_bytes(b'{"step": 1}\n' + b"x" * (3 * track.LONGEST + 5))
-    records, broken = read_log(path)
+    records, broken = read(path)
     assert len(records) == 1 and broken == 3
     assert max(len(line) for _, line in track._scan(path)) == track.LONGEST
 
 
 def test_the_line_that_is_being_written_is_no_fault(path: Path) -> None:
     path.write_bytes(b'{"step": 1}\n{"step": 2, "lo')
-    assert read_log(path) == ([{"step": 1}], 0)
-    assert read_log(path.with_name("none")) == ([], 0)
+    assert read(path) == ([{"step": 1}], 0)
+    assert read(path.with_name("none")) == ([], 0)
 
 
 @pytest.mark.parametrize("name", ["rested", "resme", ""])
@@ -195,7 +203,7 @@ def test_short_writes_are_gone_on_with_and_a_full_disk_is_one_line(path: Path) -
 
 def test_a_log_that_cannot_be_opened_is_one_line(path: Path) -> None:
     path.mkdir()
-    for step in (lambda: Track(path, 0), lambda: read_log(path)):
+    for step in (lambda: Track(path, 0), lambda: read(path)):
         with pytest.raises(UserError, match=r"log\.jsonl: cannot be read \(Is a directory\)"):
             step()
     with pytest.raises(UserError, match="cannot be written"):
@@ -293,7 +301,7 @@ def test_tensorboard_is_told_the_same(path: Path, tmp_path: Path) -> None:
     assert {"norm", "lr", "items_per_second", "memory", "peak"} <= set(board.Tags()["scalars"])
     (image,) = board.Images("samples")
     assert (image.step, image.width, image.height) == (20, 8, 6)
-    assert [record["event"] for record in read_log(path)[0] if "event" in record] == ["preview"]
+    assert [record["event"] for record in read(path)[0] if "event" in record] == ["preview"]
 
 
 def test_without_tensorboard_the_extra_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

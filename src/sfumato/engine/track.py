@@ -36,18 +36,18 @@ LASTING = ("begin", "resume", "rollback", "damaged", "stop")  # true even if the
 LONGEST = 65_536  # bytes of a line; ours have hundreds
 
 
-def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the records of a log in the order of the file, and how many lines are broken; none if there is no log.
+def read_log(path: Path) -> Iterator[dict[str, Any] | None]:
+    """Yield the records of a log in the order of the file, None for a line that is broken; nothing if there is no log.
 
     A line is broken that is no JSON object with a step, or is longer than any of ours. A last line without its end is
-    not counted: it is being written, or was when the process died.
+    passed over: it is being written, or was when the process died.
 
     Raises:
         UserError: the file cannot be read.
     """
-    found = [record for record, line in _scan(path) if line.endswith(b"\n") or len(line) >= LONGEST]
-    records = [record for record in found if record is not None]
-    return records, len(found) - len(records)
+    for record, line in _scan(path):
+        if line.endswith(b"\n") or len(line) >= LONGEST:
+            yield record
 
 
 def _scan(path: Path) -> Iterator[tuple[dict[str, Any] | None, bytes]]:
@@ -177,9 +177,13 @@ class Track:
 
     def _open(self, step: int, lasting: Callable[[Mapping[str, Any]], bool]) -> None:
         """Drop what is after ``step`` and does not last, or cannot be read, and open what is left."""
-        lines = list(_scan(self.path))
-        kept = [line for record, line in lines if record is not None and (record["step"] <= step or lasting(record))]
-        if len(kept) < len(lines):
+        kept, dropped = [], 0
+        for record, line in _scan(self.path):
+            if record is not None and (record["step"] <= step or lasting(record)):
+                kept.append(line)
+            else:
+                dropped += 1
+        if dropped:
             write_atomic(self.path, b"".join(kept))
         self._board = None if self._folder is None else _Board(self._folder, step)
         with _told(self.path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,26 +60,36 @@ def history(path: Path) -> History:
     Raises:
         UserError: the file cannot be read.
     """
-    records, broken = read_log(path)
-    events = [record for record in records if "event" in record]
-    by_step = {record["step"]: record for record in records if "event" not in record}
-    rows = [by_step[step] for step in sorted(by_step)]
+    events: list[dict[str, Any]] = []
+    rows: dict[int, array[float]] = {}
+    broken = 0
+    for record in read_log(path):
+        if record is None:
+            broken += 1
+        elif "event" in record:
+            events.append(record)
+        else:
+            rows[record["step"]] = _row(record)
+    steps = sorted(rows)
+    bins, known = len(EDGES) + 1, len(NUMBERS)
+    table = np.array([rows[step] for step in steps], np.float64).reshape(len(steps), known + 2 * bins)
     return History(
-        np.array([row["step"] for row in rows], np.float64),
-        {name: np.array([_number(row.get(name)) for row in rows]) for name in NUMBERS},
-        _table(rows, "levels"),
-        np.nan_to_num(_table(rows, "counts")),
+        np.array(steps, np.float64),
+        dict(zip(NUMBERS, table[:, :known].T, strict=True)),
+        table[:, known : known + bins],
+        np.nan_to_num(table[:, known + bins :]),
         events,
         broken,
     )
 
 
-def _table(rows: Sequence[Mapping[str, Any]], name: str) -> Floats:
-    """Return a column of lists, (n, 6); rows of NaN where it is none."""
-    width = len(EDGES) + 1
-    lists = [row.get(name) for row in rows]
-    fit = [part if isinstance(part, list) and len(part) == width else [None] * width for part in lists]
-    return np.array([[_number(value) for value in part] for part in fit]).reshape(len(rows), width)
+def _row(record: Mapping[str, Any]) -> array[float]:
+    """Return the numbers of a record, its levels and their counts: packed, for a log may have a million records."""
+    values = [record.get(name) for name in NUMBERS]
+    for name in ("levels", "counts"):
+        part = record.get(name)
+        values += part if isinstance(part, list) and len(part) == len(EDGES) + 1 else [None] * (len(EDGES) + 1)
+    return array("d", map(_number, values))
 
 
 def _number(value: Any) -> float:
