@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import random
 import statistics
@@ -29,7 +30,7 @@ Round = dict[str, tuple[float, float]]
 
 RESULTS = Path(__file__).parent / "results"
 QUIET = 0.1  # cores that others may use
-FEWEST = 5  # quiet rounds; with fewer all rounds count, and the result says that it was disturbed
+FEWEST = 5  # quiet rounds; with fewer, loud ones count too, and the result says that it was disturbed
 LONG = 0.3  # seconds that a time lasts at least, by repeating
 
 
@@ -70,22 +71,33 @@ def repeats(works: Mapping[str, Work]) -> dict[str, int]:
     return wanted
 
 
-def race(works: Mapping[str, Work], wanted: Mapping[str, int], least: int, seconds: float = 0.0) -> list[Round]:
-    """Time every work once a round, for at least so many rounds and seconds."""
+def race(works: Mapping[str, Work], wanted: Mapping[str, int], most: int, limit: float = math.inf) -> list[Round]:
+    """Time every work once a round: so many rounds, or, after the first, as many as begin within ``limit`` seconds."""
     rounds: list[Round] = []
     names = list(works)
-    end = time.perf_counter() + seconds
-    while len(rounds) < least or time.perf_counter() < end:
+    end = time.perf_counter() + limit
+    while not rounds or (len(rounds) < most and time.perf_counter() < end):
         random.shuffle(names)
         gc.collect()  # between times, not within
         rounds.append({name: timed(works[name], wanted[name]) for name in names})
     return rounds
 
 
+def loudness(each: Round, *names: str) -> float:
+    """How many cores other processes used in the worst of these times."""
+    return max(each[name][1] for name in names)
+
+
 def quiet(rounds: list[Round], *names: str) -> list[Round]:
-    """The rounds in which none of these works was disturbed; the list itself if they are too few."""
-    kept = [r for r in rounds if max(r[name][1] for name in names) < QUIET]
-    return kept if len(kept) >= min(FEWEST, len(rounds)) else rounds
+    """The rounds in which none of these works was disturbed; if they are too few, the quieter half, or some of it."""
+    ranked = sorted(rounds, key=lambda each: loudness(each, *names))
+    calm = sum(loudness(each, *names) < QUIET for each in ranked)
+    return ranked[: max(calm, min(FEWEST, (len(ranked) + 1) // 2))]
+
+
+def disturbed(rounds: list[Round], *names: str) -> bool:
+    """Whether the rounds that count for these works are not all quiet."""
+    return any(loudness(each, *names) >= QUIET for each in quiet(rounds, *names))
 
 
 def median(rounds: list[Round], name: str) -> float:

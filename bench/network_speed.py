@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
-from interleave import Round, gflop, quiet, race, ratio, repeats, yardsticks
+from interleave import Round, disturbed, gflop, quiet, race, ratio, repeats, yardsticks
 from torch import Tensor, nn
 
 from sfumato.nn import UNet
@@ -241,7 +241,7 @@ def measure(case: Case, budget: float) -> dict[str, object]:
     runs |= {name: Training(Candidate(design, case), case) for name, design in VARIATIONS.items()}
     sticks = yardsticks()
     works = {name: run.step for name, run in runs.items()} | {name: work for name, (work, _) in sticks.items()}
-    rounds = race(works, repeats(works), 1, budget)
+    rounds = race(works, repeats(works), sys.maxsize, budget)
 
     def kept(name: str) -> list[Round]:
         """The rounds in which neither this work nor the library's was disturbed."""
@@ -260,7 +260,7 @@ def measure(case: Case, budget: float) -> dict[str, object]:
             "of_conv_yardstick": round(gflops / yardstick["conv fp32"], 3),
             "time_over_sfumato": round(ratio(rounds, name, "sfumato"), 3),
             "rounds": len(kept(name)),
-            "disturbed": kept(name) is rounds,
+            "disturbed": disturbed(rounds, name, "sfumato"),
         }
     return {
         "case": asdict(case),

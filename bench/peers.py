@@ -91,7 +91,7 @@ class Contestant(ABC):
         self.build(case, batch)
         self.parameters = list(self.trained.parameters())
         self.optimiser = self.optimise()
-        self.gflop = gflop(self.forward, batch)
+        self.gflop = gflop(lambda: self.network(self.x[:1], self.time[:1]), 1)
 
     @staticmethod
     def load() -> tuple[Any, ...]:

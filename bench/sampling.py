@@ -111,7 +111,7 @@ def summary(n: int, processes: list[dict]) -> dict[str, object]:
                     "outside_ms_per_call": round(outside, 2),
                     "outside_share": round(outside * calls / 1e3 / seconds, 4),
                     "rounds": len(quiet(rounds, drawn, theirs)),
-                    "disturbed": quiet(rounds, drawn, theirs) is rounds,
+                    "disturbed": disturbed(rounds, drawn, theirs),
                 }
             )
     return {"images": n, "processes": len(processes), "rounds": len(rounds), "rows": rows}

@@ -14,7 +14,7 @@ import json
 import sys
 
 import torch
-from interleave import QUIET, Round, fresh, median, quiet, race, ratio, repeats, write, yardsticks
+from interleave import QUIET, Round, disturbed, fresh, loudness, median, quiet, race, ratio, repeats, write, yardsticks
 
 from peers import BATCHES, CASES, CONTESTANTS, OURS, Contestant
 
@@ -22,7 +22,7 @@ PASSES = {"step": 3, "forward": 1}
 NEAR = 0.1  # how far the work of a network may be from diffusers'
 
 
-def measure(case: str, batch: int, rounds: int, seconds: float) -> dict[str, object]:
+def measure(case: str, batch: int, rounds: int, limit: float) -> dict[str, object]:
     """The rounds of one process, and what the networks are."""
     torch.manual_seed(0)
     entered = {name: make(CASES[case], batch) for name, make in CONTESTANTS.items()}
@@ -30,7 +30,7 @@ def measure(case: str, batch: int, rounds: int, seconds: float) -> dict[str, obj
     works |= {name: work for name, (work, _) in yardsticks().items()}
     return {
         "networks": {name: describe(each) for name, each in entered.items()},
-        "rounds": race(works, repeats(works), rounds, seconds),
+        "rounds": race(works, repeats(works), rounds, limit),
     }
 
 
@@ -61,7 +61,7 @@ def summary(batch: int, processes: list[dict]) -> dict[str, object]:
             "over_diffusers_per_flop": round(over * work[name] / work["diffusers"], 3),
             "by_process": [round(ratio(each["rounds"], theirs, timed), 3) for each in processes],
             "rounds": len(quiet(rounds, timed, theirs)),
-            "disturbed": quiet(rounds, timed, theirs) is rounds,
+            "disturbed": disturbed(rounds, timed, theirs),
         }
 
     for kind in PASSES:
@@ -99,8 +99,8 @@ def show(name: str, result: dict) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=4, help="in each process, at least")
-    parser.add_argument("--seconds", type=float, default=0.0, help="of each case in each process, at least")
+    parser.add_argument("--rounds", type=int, default=4, help="of each case in each process")
+    parser.add_argument("--limit", type=float, default=150.0, help="seconds after which no round of a case begins")
     parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--batches", nargs="+", type=int, default=list(BATCHES))
@@ -110,9 +110,9 @@ def main() -> None:
     if asked.raw:
         raw = {}
         for name, (case, batch) in wanted.items():
-            raw[name] = measure(case, batch, asked.rounds, asked.seconds)
-            loud = [max(other for _, other in each.values()) for each in raw[name]["rounds"]]
-            print(f"{name}: {len(loud)} rounds, {sum(x >= QUIET for x in loud)} disturbed", file=sys.stderr)
+            raw[name] = measure(case, batch, asked.rounds, asked.limit)
+            loud = [loudness(each, *each) >= QUIET for each in raw[name]["rounds"]]
+            print(f"{name}: {len(loud)} rounds, {sum(loud)} disturbed somewhere", file=sys.stderr)
         print(json.dumps(raw))
         return
     processes = [fresh(__file__, *sys.argv[1:], "--raw") for _ in range(asked.processes)]
