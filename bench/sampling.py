@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 import diffusers
 import torch
-from interleave import Round, fresh, median, quiet, race, ratio, write
+from interleave import Round, disturbed, fresh, median, quiet, race, ratio, write
 from torch import Tensor
 
 from peers import CASES, CONTESTANTS, Contestant

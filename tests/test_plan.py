@@ -75,6 +75,17 @@ def test_workers_without_room_are_refused(workers):
 
 
 @pytest.mark.slow
+def test_compiled_steps_say_what_they_cost_and_compute_the_same(tmp_path, capsys):
+    words = ["digits", "--steps", "4", "--batch", "8", "--size", "tiny", "--precision", "fp32"]
+    for name, more in (("eager", []), ("compiled", ["--compile"])):
+        assert main(["train", *words, *more, "--out", str(tmp_path / name)]) == 0
+    assert "torch.compile: the first step took" in capsys.readouterr().out
+    eager, compiled = (sfumato.load(tmp_path / name).state_dict() for name in ("eager", "compiled"))
+    assert eager.keys() == compiled.keys()
+    assert all(torch.allclose(eager[key], compiled[key], atol=1e-3) for key in eager)
+
+
+@pytest.mark.slow
 def test_workers_are_really_started():
     plan = sfumato.plan("digits", steps=10, batch=16, size="tiny", workers=2)
     assert plan.workers == 2

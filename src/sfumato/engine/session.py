@@ -88,6 +88,8 @@ class Session:
             self.watch.say(f"{path.name} is damaged ({reason}): set aside, going on from the one before")
         if not trainer.step:
             self._save()  # a run that fails at once has a place to go back to, and a full disk shows now
+        if self.config.compile and trainer.step < trainer.total:
+            self._compile()
         while trainer.step < trainer.total:
             trainer.advance()
             due = self._decide(interrupt)
@@ -107,6 +109,13 @@ class Session:
         self._preview()
         self._event("end")
         return True
+
+    def _compile(self) -> None:
+        """Do the first step, which waits for torch.compile, and say what that cost."""
+        begin = self.clock.now
+        float(self.trainer.advance())
+        took = duration(self.clock.now - begin)
+        self.watch.say(f"torch.compile: the first step took {took}; the speed below tells whether it pays")
 
     def _decide(self, interrupt: Interrupt) -> _Due:
         """Look at the clock, on rank 0, and tell the others."""
