@@ -3,6 +3,7 @@
 import fcntl
 import io
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -100,6 +101,8 @@ def test_npz_shards_are_arrays_without_pickle_and_the_same_each_time(digits, tmp
     model = sfumato.load(digits)
     expected, first = model.sample(1500, first=100, steps=1), 100
     for k in range(3):
+        entries = zipfile.ZipFile(io.BytesIO(files[f"shard-0000{k}.npz"])).infolist()
+        assert {(entry.date_time, entry.create_system) for entry in entries} == {((1980, 1, 1, 0, 0, 0), 3)}
         with np.load(io.BytesIO(files[f"shard-0000{k}.npz"]), allow_pickle=False) as arrays:
             index, recipe = arrays["index"], json.loads(str(arrays["recipe"]))
             assert np.array_equal(index, np.arange(first, first + len(index)))

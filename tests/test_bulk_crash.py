@@ -56,6 +56,7 @@ def test_killed_at_every_touch_of_the_disk(digits, tmp_path, form, stride):
         process.join(60)
         code = process.exitcode
         kept = {path: path.stat().st_mtime_ns for path in out.glob("shard-*") if path.stem in marks(out)}
+        assert len(kept) == 2 * len(marks(out))  # no mark without its shard
         assert main([str(word) for word in [*few, "--out", out]]) == 0
         assert result(out) == result(tmp_path / "whole")
         assert kept == {path: path.stat().st_mtime_ns for path in kept}
@@ -65,7 +66,7 @@ def test_killed_at_every_touch_of_the_disk(digits, tmp_path, form, stride):
 
 def killed(words, out, kills, longest):
     """Start a command again and again, kill it so many times while it works, and let it end."""
-    rng = random.Random(kills)
+    rng, halves = random.Random(kills), []
     for _ in range(kills):
         desks, done = set(out.glob(".work-*")), marks(out)
         process = start(words)
@@ -74,6 +75,8 @@ def killed(words, out, kills, longest):
         assert process.exitcode is None
         process.kill()
         process.join()
+        halves += out.glob(".work-*/shard-*")
+    assert halves  # some were killed in the middle of a shard
     assert len(marks(out)) < 7
     process = start(words)
     process.join(300)
