@@ -13,7 +13,7 @@ demo: .venv/installed  ## train on handwritten digits, draw new ones, judge them
 	@$(BIN)/sfumato evaluate $(RUN)
 
 test: .venv/installed-dev  ## the fast tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: .venv/installed-dev  ## the tests that take minutes
 	@$(BIN)/python -m pytest -m slow
