@@ -113,7 +113,10 @@ def main() -> None:
     parser.add_argument("--spanish", action="store_true")
     spanish = parser.parse_args().spanish
     for name, tables in {"train_step": training, "sampling": sampling, "memory": memory}.items():
-        for title, head, rows in tables(read(f"{name}.json"), lambda key: TEXT[key][spanish]):
+        if not (result := read(f"{name}.json")):
+            print(f"(python bench/{name}.py was not run)\n")
+            continue
+        for title, head, rows in tables(result, lambda key: TEXT[key][spanish]):
             print(f"**{title}**\n")
             for cells in (["", *head], ["---"] * (1 + len(head)), *rows):
                 print("| " + " | ".join(cells) + " |")
