@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sfumato.errors import UserError
 
-__all__ = ["png_bytes", "sweep", "write_atomic", "write_png"]
+__all__ = ["png_bytes", "sweep", "writable", "write_atomic", "write_png"]
 
 
 def write_atomic(path: Path, content: bytes) -> Path:
@@ -33,7 +34,7 @@ def write_atomic(path: Path, content: bytes) -> Path:
         UserError: the place cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             _write_through(temporary, content)
@@ -41,9 +42,24 @@ def write_atomic(path: Path, content: bytes) -> Path:
             _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder or free space") from error
     return path
+
+
+@contextmanager
+def writable(path: Path, way_out: str = "choose another folder or free space") -> Iterator[None]:
+    """Turn what the system says of a place that cannot be written into one line for the user.
+
+    Args:
+        path: what is written meanwhile.
+        way_out: what the user can do.
+
+    Raises:
+        UserError: instead of any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); {way_out}") from error
 
 
 def sweep(folder: Path) -> None:

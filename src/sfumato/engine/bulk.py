@@ -26,9 +26,9 @@ from sfumato.engine.formats import FORMATS, digest, format_of, size
 from sfumato.engine.generate import Draws, Pace
 from sfumato.engine.interrupt import Interrupt
 from sfumato.engine.progress import Plain, Watch, duration, watch
-from sfumato.engine.worker import LOCK, WORK, Worker, workspace, writable
+from sfumato.engine.worker import LOCK, WORK, Worker, workspace
 from sfumato.errors import UserError
-from sfumato.files import write_atomic
+from sfumato.files import writable, write_atomic
 
 __all__ = ["Shard", "bulk", "shared_out"]
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sfumato.engine.formats import FORMATS, Batch, Part, format_of
 from sfumato.engine.interrupt import Interrupt
+from sfumato.engine.machine import threaded
 from sfumato.engine.progress import Watch, duration, watch
 from sfumato.engine.run import Run
 from sfumato.engine.worker import Worker
@@ -127,8 +128,7 @@ def drawing(folder: Path, way: Way, wanted: str | None, device: str, threads: in
         UserError: the run is none, it has no such class, or a number of threads below 1.
     """
     run = Run.open(folder)
-    before = torch.get_num_threads()
-    count = (run.config.threads or before) if threads is None else threads
+    count = (run.config.threads or torch.get_num_threads()) if threads is None else threads
     if count < 1:
         raise UserError(f"--threads must be at least 1, got {count}")
     model, notes = run.load()
@@ -140,11 +140,8 @@ def drawing(folder: Path, way: Way, wanted: str | None, device: str, threads: in
         way = replace(way, label=model.label(wanted))
     only = "" if way.label is None else f"-{way.label}"
     out = run.samples / f"step{notes['step']}-seed{way.seed}-{way.method}-{way.grid}-{way.steps}{only}"
-    torch.set_num_threads(count)
-    try:
+    with threaded(count):
         yield Draws(model, way, run.recipe(model, notes) | asdict(way), out, kind, count)
-    finally:
-        torch.set_num_threads(before)
 
 
 class Pace:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["pages_kept", "tuned"]
+__all__ = ["pages_kept", "threaded", "tuned"]
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h of the GNU C library
 TOP_PAD = 256 * 2**20
@@ -33,10 +33,19 @@ def pages_kept() -> bool:
 
 
 @contextmanager
-def tuned(threads: int, device: str) -> Iterator[None]:
-    """Work with ``threads`` threads (0: as many as PyTorch takes) and everything above; threads are set back."""
+def threaded(threads: int) -> Iterator[None]:
+    """Work with so many threads of the CPU (0: as many as PyTorch takes), on which last bits depend; then set back."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def tuned(threads: int, device: str) -> Iterator[None]:
+    """Work with ``threads`` threads and everything above."""
     torch.set_flush_denormal(True)
     pages_kept()
     if device.startswith("cuda"):
@@ -44,7 +53,7 @@ def tuned(threads: int, device: str) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
     try:
-        yield
+        with threaded(threads):
+            yield
     finally:
         torch.set_flush_denormal(False)
-        torch.set_num_threads(before)

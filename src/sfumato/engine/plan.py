@@ -37,6 +37,7 @@ from sfumato.engine.progress import duration
 from sfumato.engine.run import Run
 from sfumato.engine.session import FIRST_PREVIEW, between_previews
 from sfumato.engine.trainer import Trainer
+from sfumato.engine.worker import Worker
 from sfumato.errors import UserError
 from sfumato.files import write_atomic
 
@@ -106,7 +107,7 @@ class Plan:
 
     def write(self, path: Path) -> None:
         """Write the figures as JSON; of several processes rank 0 does."""
-        if os.environ.get("RANK", "0") == "0":
+        if Worker.here().rank == 0:
             write_atomic(path, json.dumps(asdict(self), indent=1).encode())
 
 

@@ -15,7 +15,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from PIL import Image
 
 from sfumato.engine.gauge import EDGES, Levels, memory
 from sfumato.errors import UserError
-from sfumato.files import write_atomic
+from sfumato.files import writable, write_atomic
 
 __all__ = ["EVENTS", "Track", "read_log"]
 
@@ -33,6 +32,7 @@ EVENTS = ("begin", "resume", "save", "preview", "skip", "rollback", "damaged", "
 """What can happen to a run."""
 
 LASTING = ("begin", "resume", "rollback", "damaged", "stop")  # true even if the steps around them are done again
+WAY_OUT = "free space or mend its permissions"
 LONGEST = 65_536  # bytes of a line; ours have hundreds
 
 
@@ -186,12 +186,12 @@ class Track:
         if dropped:
             write_atomic(self.path, b"".join(kept))
         self._board = None if self._folder is None else _Board(self._folder, step)
-        with _told(self.path):
+        with writable(self.path, WAY_OUT):
             self._file = self.path.open("ab", buffering=0)
 
     def _write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps(_plain(record), allow_nan=False).encode() + b"\n"
-        with _told(self.path):
+        with writable(self.path, WAY_OUT):
             while line:
                 line = line[self._file.write(line) :]
 
@@ -205,11 +205,11 @@ class _Board:
         except ImportError as error:
             raise UserError("TensorBoard is not installed; pip install 'sfumato[track]' or go on without") from error
         self._folder = folder
-        with _told(folder):
+        with writable(folder, WAY_OUT):
             self._writer: Any = writer(str(folder), purge_step=step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float], levels: Levels | None) -> None:
-        with _told(self._folder):
+        with writable(self._folder, WAY_OUT):
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
             for k, mean in enumerate(levels.levels if levels else ()):
@@ -217,22 +217,13 @@ class _Board:
                     self._writer.add_scalar(f"loss by noise level/{k + 1} of {len(EDGES) + 1}", mean, step)
 
     def picture(self, step: int, path: Path) -> None:
-        with _told(self._folder), Image.open(path) as picture:
+        with writable(self._folder, WAY_OUT), Image.open(path) as picture:
             self._writer.add_image("samples", np.asarray(picture.convert("RGB")), step, dataformats="HWC")
             self._writer.flush()
 
     def close(self) -> None:
-        with _told(self._folder):
+        with writable(self._folder, WAY_OUT):
             self._writer.close()
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Say in one line why a file or folder cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free space or mend its permissions") from error
 
 
 def _plain(value: Any) -> Any:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import IO
 
 from sfumato.errors import UserError
+from sfumato.files import writable
 
-__all__ = ["Worker", "sole", "workspace", "writable"]
+__all__ = ["Worker", "sole", "workspace"]
 
 ALIVE, LOCK, WORK = "alive", ".lock", ".work-"
 
@@ -60,19 +61,6 @@ class Worker:
 
     def __str__(self) -> str:
         return f"worker {self.rank} of {self.world}"
-
-
-@contextmanager
-def writable(path: Path) -> Iterator[None]:
-    """Turn what the system says of a place that cannot be written into one line for the user.
-
-    Raises:
-        UserError: instead of any OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another folder or free space") from error
 
 
 @contextmanager
