@@ -16,7 +16,7 @@ test: .venv/installed-dev  ## the fast tests
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: .venv/installed-dev  ## the tests that take minutes
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow --timeout 3600
 
 lint: .venv/installed-dev  ## style and types
 	@$(BIN)/ruff check .

@@ -11,7 +11,9 @@ from contextlib import suppress
 import pytest
 import torch
 
+from sfumato.engine import interrupt
 from sfumato.engine.checkpoint import checkpoints, load
+from sfumato.engine.interrupt import Interrupt
 
 WAYS = {
     "points": ["train", "points", "--steps", "600"],
@@ -99,6 +101,24 @@ def test_a_stopped_run_is_saved_and_goes_on(number, tmp_path):
     assert len(checkpoints(run / "checkpoints")) == 2  # the first, and the one that the signal asked for
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_wish_that_comes_twice_is_one(number):
+    """torchrun passes on what a terminal or a scheduler sent to all, and a parent's death is told once a thread."""
+    with Interrupt() as asked:
+        assert not asked
+        for _ in range(3):
+            os.kill(os.getpid(), number)
+        assert asked
+
+
+def test_a_second_ctrl_c_stops_at_once(monkeypatch):
+    with Interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr(interrupt, "ECHO", -1.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_a_run_is_trained_by_one_at_a_time(tmp_path):
     run = tmp_path / "run"
     first = start("points", "train", "moons", "--steps", 100_000, "--out", run)
@@ -118,7 +138,6 @@ def test_processes_without_their_torchrun_stop_and_save(tmp_path):
     while not (run / "checkpoints" / "latest").exists():
         time.sleep(0.05)
     process.kill()
-    process.communicate()
-    while '"stop"' not in (run / "log.jsonl").read_text():
-        time.sleep(0.05)
+    process.communicate(timeout=60)  # ends when they do: they hold its standard error
+    assert '"stop"' in (run / "log.jsonl").read_text()
     assert len(checkpoints(run / "checkpoints")) == 2
