@@ -1,8 +1,10 @@
 """How the commands of this folder time things on a shared machine, whose speed drifts by more than what is looked for.
 
-Everything is timed once a round, in a new random order, in one process; results are medians over rounds and medians of
-ratios within a round, so drift cancels. Two yardsticks (a float32 matrix product, a float32 convolution) can run in
-the same rounds. A time during which other processes used more than a tenth of a core is dropped.
+Everything is timed once a round, in a new random order; results are medians over rounds and medians of ratios within a
+round, so drift cancels. Where memory matters each library works in a process of its own (``Remote``), as for its users:
+in one process all would share the heap that the first of them grew. Those whose turn it is not wait for a message. Two
+yardsticks (a float32 matrix product, a float32 convolution) can run in the same rounds. A time during which other
+processes used more than a tenth of a core is dropped.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import gc
 import json
 import math
+import multiprocessing
 import os
 import random
 import statistics
@@ -17,6 +20,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +50,49 @@ def yardsticks() -> dict[str, tuple[Work, float]]:
     }
 
 
+class Remote:
+    """Works of a new process, which waits while others are timed.
+
+    Args:
+        make: called there; returns the works by name. A function of a module, or a partial of one.
+    """
+
+    def __init__(self, make: Callable[[], Mapping[str, Work]]) -> None:
+        server = multiprocessing.get_context("forkserver")
+        self.pipe, theirs = server.Pipe()
+        server.Process(target=_serve, args=(theirs, make), daemon=True).start()
+
+    def ask(self, name: str, repeats: int = 0) -> Any:
+        """Return what a work returns, or, with repeats, its time as ``timed`` says."""
+        self.pipe.send((name, repeats))
+        return self.pipe.recv()
+
+    def work(self, name: str) -> Work:
+        """One of its works, to be timed as if it were here."""
+        return _Elsewhere(self, name)
+
+
+class _Elsewhere:
+    def __init__(self, remote: Remote, name: str) -> None:
+        self.remote, self.name = remote, name
+
+    def __call__(self) -> object:
+        return self.remote.ask(self.name)
+
+
+def _serve(pipe: Connection, make: Callable[[], Mapping[str, Work]]) -> None:
+    works = make()
+    with suppress(EOFError):  # nobody asks any more
+        while True:
+            name, repeats = pipe.recv()
+            pipe.send(timed(works[name], repeats) if repeats else works[name]())
+
+
 def timed(work: Work, repeats: int = 1) -> tuple[float, float]:
     """Seconds per repeat, and how many cores other processes used meanwhile."""
+    if isinstance(work, _Elsewhere):
+        seconds, others = work.remote.ask(work.name, repeats)
+        return seconds, others
     begin, busy, own = time.perf_counter(), busy_seconds(), sum(os.times()[:2])
     for _ in range(repeats):
         work()

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from sfumato.denoise import Denoiser
 from sfumato.dist import stream
 from sfumato.engine.average import PowerAverage
+from sfumato.engine.machine import pages_kept
 from sfumato.nn import UNet
 from sfumato.process import Gaussian
 from sfumato.schedule import Cosine
@@ -87,11 +88,15 @@ class Contestant(ABC):
     clip: float | None = None
 
     def __init__(self, case: Case, batch: int) -> None:
+        self.set_up()
         self.x = torch.rand(batch, 1, case.side, case.side) * 2 - 1
         self.build(case, batch)
         self.parameters = list(self.trained.parameters())
         self.optimiser = self.optimise()
         self.gflop = gflop(lambda: self.network(self.x[:1], self.time[:1]), 1)
+
+    def set_up(self) -> None:  # noqa: B027
+        """Tell the process what the library tells it before it trains; most say nothing."""
 
     @staticmethod
     def load() -> tuple[Any, ...]:
@@ -132,6 +137,10 @@ class Sfumato(Contestant):
     """As engine/trainer.py does."""
 
     clip, precision = 1.0, "fp32"
+
+    def set_up(self) -> None:
+        torch.set_flush_denormal(True)
+        pages_kept()
 
     def build(self, case: Case, batch: int) -> None:
         attention = [width == case.sfumato[-1] for width in case.sfumato]
@@ -206,6 +215,13 @@ class Diffusers(Contestant):
 
     def average(self) -> None:
         self.ema.step(self.parameters)
+
+
+class DiffusersPagesKept(Diffusers):
+    """The same with the allocator's setting of ours, which its users would have to know."""
+
+    def set_up(self) -> None:
+        pages_kept()
 
 
 class Azula(Contestant):
@@ -303,6 +319,7 @@ CONTESTANTS: dict[str, type[Contestant]] = {
     "sfumato bf16": SfumatoBF16,
     "sfumato fp32": Sfumato,
     "diffusers": Diffusers,
+    "diffusers, pages kept": DiffusersPagesKept,
     "azula": Azula,
     "smalldiffusion": SmallDiffusion,
     "denoising-diffusion-pytorch": Lucidrains,

@@ -6,8 +6,8 @@
 pipelines: the network, then the scheduler's step. Each draw is timed once a round as interleave.py says; ``outside``
 is what a draw spends outside the network. The networks are untrained: their speed is that of trained ones.
 
-Each makes one training step before, which grows the heap for good. In a fresh process glibc gives memory back and takes
-it anew in every call, which costs both a fifth or more; interleaved, one would pay for that and spare it the other.
+Each library works in a process of its own, ours as its engine sets it up, diffusers as it comes and, to tell how much
+of the difference is the allocator's setting, with that of ours.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import diffusers
 import torch
-from interleave import Round, disturbed, fresh, median, quiet, race, ratio, write
+from interleave import Remote, Round, Work, disturbed, fresh, median, quiet, race, ratio, write
 from torch import Tensor
 
 from peers import CASES, CONTESTANTS, Contestant
@@ -33,7 +34,7 @@ SCHEDULERS = {
     "dpm++2m": lambda: diffusers.DPMSolverMultistepScheduler(1000),
     "ddim": lambda: diffusers.DDIMScheduler(1000),
 }
-ENTERED = ("sfumato bf16", "sfumato fp32", "diffusers")
+ENTERED = ("sfumato bf16", "sfumato fp32", "diffusers", "diffusers, pages kept")
 
 
 class Draw:
@@ -63,7 +64,7 @@ class Draw:
 def way(name: str, contestant: Contestant, method: str) -> Callable[[Tensor], Tensor]:
     """From noise to samples."""
     calls = CALLS[method]
-    if name != "diffusers":
+    if name.startswith("sfumato"):
         return lambda x: generate(Given(contestant.trained, None), sampler(method), x, steps=calls)
     scheduler = SCHEDULERS[method]()
 
@@ -79,19 +80,26 @@ def way(name: str, contestant: Contestant, method: str) -> Callable[[Tensor], Te
 
 def measure(case: str, n: int, rounds: int) -> dict[str, object]:
     """The rounds of one process, and what each draw spent outside the network."""
-    torch.manual_seed(0)
-    draws: dict[str, Draw] = {}
-    work: dict[str, float] = {}
-    for name in ENTERED:
-        contestant = CONTESTANTS[name](CASES[case], n)
-        contestant.step()  # grows the heap: else glibc gives its memory back and takes it anew in every call
-        contestant.forward()  # which warms up
-        contestant.trained.eval()
-        work[name] = round(contestant.gflop, 4)
-        for method, calls in CALLS.items():
-            draws[f"{name} {method}"] = Draw(contestant, way(name, contestant, method), calls)
+    entered = {name: Remote(partial(enter, name, case, n)) for name in ENTERED}
+    draws = {f"{name} {method}": each.work(method) for name, each in entered.items() for method in CALLS}
     seen = race(draws, dict.fromkeys(draws, 1), rounds)
-    return {"gflop_forward": work, "rounds": seen, "outside": {name: draw.outside for name, draw in draws.items()}}
+    told = {name: each.ask("outside") for name, each in entered.items()}
+    return {
+        "gflop_forward": {name: each.ask("gflop") for name, each in entered.items()},
+        "rounds": seen,
+        "outside": {f"{name} {method}": each[method] for name, each in told.items() for method in CALLS},
+    }
+
+
+def enter(name: str, case: str, n: int) -> dict[str, Work]:
+    """What a contestant can be asked for, in its own process."""
+    torch.manual_seed(0)
+    contestant = CONTESTANTS[name](CASES[case], n)
+    for _ in range(3):
+        contestant.forward()  # which warms up
+    draws = {method: Draw(contestant, way(name, contestant, method), calls) for method, calls in CALLS.items()}
+    outside = {method: draw.outside for method, draw in draws.items()}
+    return {**draws, "gflop": lambda: round(contestant.gflop, 4), "outside": lambda: outside}
 
 
 def summary(n: int, processes: list[dict]) -> dict[str, object]:

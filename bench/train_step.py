@@ -2,9 +2,11 @@
 
     python bench/train_step.py [--rounds 4] [--processes 3]      writes bench/results/train_step.json
 
-Each library makes its own whole training step (peers.py) and, apart from it, the forward pass of sampling. All are
-timed in one process as interleave.py says, and all of it anew in other processes, whose rounds are merged. A step
-counts as three forward passes of work. ``by_process`` is the ratio to diffusers in each process alone.
+Each library makes its own whole training step (peers.py) and, apart from it, the forward pass of sampling, in a process
+of its own: ours as its engine sets it up, a peer as it comes. They take turns as interleave.py says, and all of it is
+done anew with other processes, whose rounds are merged. "diffusers, pages kept" tells how much of the difference is
+the allocator's setting (engine/machine.py). A step counts as three forward passes of work. ``by_process`` is the ratio
+to diffusers in each set of processes alone.
 """
 
 from __future__ import annotations
@@ -12,11 +14,27 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from functools import partial
 
 import torch
-from interleave import QUIET, Round, disturbed, fresh, loudness, median, quiet, race, ratio, repeats, write, yardsticks
+from interleave import (
+    QUIET,
+    Remote,
+    Round,
+    Work,
+    disturbed,
+    fresh,
+    loudness,
+    median,
+    quiet,
+    race,
+    ratio,
+    repeats,
+    write,
+    yardsticks,
+)  # fmt: skip
 
-from peers import BATCHES, CASES, CONTESTANTS, OURS, Contestant
+from peers import BATCHES, CASES, CONTESTANTS, OURS
 
 PASSES = {"step": 3, "forward": 1}
 NEAR = 0.1  # how far the work of a network may be from diffusers'
@@ -24,19 +42,22 @@ NEAR = 0.1  # how far the work of a network may be from diffusers'
 
 def measure(case: str, batch: int, rounds: int, limit: float) -> dict[str, object]:
     """The rounds of one process, and what the networks are."""
-    torch.manual_seed(0)
-    entered = {name: make(CASES[case], batch) for name, make in CONTESTANTS.items()}
-    works = {f"{name} {kind}": getattr(each, kind) for name, each in entered.items() for kind in PASSES}
+    entered = {name: Remote(partial(enter, name, case, batch)) for name in CONTESTANTS}
+    works = {f"{name} {kind}": each.work(kind) for name, each in entered.items() for kind in PASSES}
     works |= {name: work for name, (work, _) in yardsticks().items()}
     return {
-        "networks": {name: describe(each) for name, each in entered.items()},
+        "networks": {name: each.ask("describe") for name, each in entered.items()},
         "rounds": race(works, repeats(works), rounds, limit),
     }
 
 
-def describe(contestant: Contestant) -> dict[str, float]:
+def enter(name: str, case: str, batch: int) -> dict[str, Work]:
+    """What a contestant can be asked for, in its own process."""
+    torch.manual_seed(0)
+    contestant = CONTESTANTS[name](CASES[case], batch)
     weights = sum(p.numel() for p in contestant.network.parameters())
-    return {"parameters": weights, "gflop_forward": round(contestant.gflop, 4)}
+    told = {"parameters": weights, "gflop_forward": round(contestant.gflop, 4)}
+    return {"step": contestant.step, "forward": contestant.forward, "describe": lambda: told}
 
 
 def summary(batch: int, processes: list[dict]) -> dict[str, object]:

@@ -101,6 +101,7 @@ def test_bad_arrays_and_idx_files(capsys, here):
         (["train", "digits", "--time", "1m", "--steps", "3"], ["--time or --steps"]),
         (["train", "digits", "--steps", "0"], ["--steps", "at least 1"]),
         (["train", "digits", "--batch", "0"], ["batch", "above 0"]),
+        (["train", "digits", "--accumulate", "0"], ["--accumulate", "at least 1"]),
         (["train", "digits", "--lr", "-1"], ["lr", "above 0"]),
         (["train", "digits", "--device", "cud"], ["cud", "did you mean 'cuda'"]),
         (["train", "digits", "--resolution", "2"], ["--resolution"]),

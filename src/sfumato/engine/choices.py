@@ -120,6 +120,8 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
     choices.take("device", asked.device, device, why)
     if asked.shard and workers == 1:
         raise UserError("--shard splits the weights over several processes: start them with torchrun")
+    if asked.accumulate < 1:
+        raise UserError(f"--accumulate must be at least 1, got {asked.accumulate}")
     dims = dataset.codec.dims
     points = dataset.codec.kind == "points"
     threads = 1 if points else torch.get_num_threads()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sfumato.engine.formats import FORMATS, Batch, Part, format_of
 from sfumato.engine.interrupt import Interrupt
-from sfumato.engine.machine import threaded
+from sfumato.engine.machine import pages_kept, threaded
 from sfumato.engine.progress import Watch, duration, watch
 from sfumato.engine.run import Run
 from sfumato.engine.worker import Worker
@@ -140,6 +140,7 @@ def drawing(folder: Path, way: Way, wanted: str | None, device: str, threads: in
         way = replace(way, label=model.label(wanted))
     only = "" if way.label is None else f"-{way.label}"
     out = run.samples / f"step{notes['step']}-seed{way.seed}-{way.method}-{way.grid}-{way.steps}{only}"
+    pages_kept()
     with threaded(count):
         yield Draws(model, way, run.recipe(model, notes) | asdict(way), out, kind, count)
 
