@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 Work = Callable[[], object]
+Timer = Callable[[int], tuple[float, float]]
+"""Takes how often to repeat a work, and returns what ``timed`` does."""
 Round = dict[str, tuple[float, float]]
 """For each work of a round: seconds a repeat, and how many cores other processes used meanwhile."""
 
@@ -67,17 +70,9 @@ class Remote:
         self.pipe.send((name, repeats))
         return self.pipe.recv()
 
-    def work(self, name: str) -> Work:
-        """One of its works, to be timed as if it were here."""
-        return _Elsewhere(self, name)
-
-
-class _Elsewhere:
-    def __init__(self, remote: Remote, name: str) -> None:
-        self.remote, self.name = remote, name
-
-    def __call__(self) -> object:
-        return self.remote.ask(self.name)
+    def timer(self, name: str) -> Timer:
+        """Times one of its works, there."""
+        return partial(self.ask, name)
 
 
 def _serve(pipe: Connection, make: Callable[[], Mapping[str, Work]]) -> None:
@@ -90,9 +85,6 @@ def _serve(pipe: Connection, make: Callable[[], Mapping[str, Work]]) -> None:
 
 def timed(work: Work, repeats: int = 1) -> tuple[float, float]:
     """Seconds per repeat, and how many cores other processes used meanwhile."""
-    if isinstance(work, _Elsewhere):
-        seconds, others = work.remote.ask(work.name, repeats)
-        return seconds, others
     begin, busy, own = time.perf_counter(), busy_seconds(), sum(os.times()[:2])
     for _ in range(repeats):
         work()
@@ -106,26 +98,31 @@ def busy_seconds() -> float:
     return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
 
 
-def repeats(works: Mapping[str, Work]) -> dict[str, int]:
+def timers(works: Mapping[str, Work]) -> dict[str, Timer]:
+    """What times each work in this process."""
+    return {name: partial(timed, work) for name, work in works.items()}
+
+
+def repeats(each: Mapping[str, Timer]) -> dict[str, int]:
     """How often each work is to be repeated to be long enough to time, after a first call that warms up."""
     wanted = {}
-    for name, work in works.items():
-        seconds, _ = timed(work)
+    for name, timer in each.items():
+        seconds, _ = timer(1)
         if seconds < LONG:
-            seconds, _ = timed(work, 2)
+            seconds, _ = timer(2)
         wanted[name] = max(1, round(LONG / seconds))
     return wanted
 
 
-def race(works: Mapping[str, Work], wanted: Mapping[str, int], most: int, limit: float = math.inf) -> list[Round]:
+def race(each: Mapping[str, Timer], wanted: Mapping[str, int], most: int, limit: float = math.inf) -> list[Round]:
     """Time every work once a round: so many rounds, or, after the first, as many as begin within ``limit`` seconds."""
     rounds: list[Round] = []
-    names = list(works)
+    names = list(each)
     end = time.perf_counter() + limit
     while not rounds or (len(rounds) < most and time.perf_counter() < end):
         random.shuffle(names)
         gc.collect()  # between times, not within
-        rounds.append({name: timed(works[name], wanted[name]) for name in names})
+        rounds.append({name: each[name](wanted[name]) for name in names})
     return rounds
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
-from interleave import Round, disturbed, gflop, quiet, race, ratio, repeats, yardsticks
+from interleave import Round, disturbed, gflop, quiet, race, ratio, repeats, timers, yardsticks
 from torch import Tensor, nn
 
 from sfumato.nn import UNet
@@ -240,14 +240,14 @@ def measure(case: Case, budget: float) -> dict[str, object]:
     runs = {"sfumato": Training(ours, case), "diffusers": Training(Peer(case), case)}
     runs |= {name: Training(Candidate(design, case), case) for name, design in VARIATIONS.items()}
     sticks = yardsticks()
-    works = {name: run.step for name, run in runs.items()} | {name: work for name, (work, _) in sticks.items()}
-    rounds = race(works, repeats(works), sys.maxsize, budget)
+    raced = timers({name: run.step for name, run in runs.items()} | {name: work for name, (work, _) in sticks.items()})
+    rounds = race(raced, repeats(raced), sys.maxsize, budget)
 
     def kept(name: str) -> list[Round]:
         """The rounds in which neither this work nor the library's was disturbed."""
         return quiet(rounds, name, "sfumato")
 
-    median = {name: statistics.median(r[name][0] for r in kept(name)) for name in works}
+    median = {name: statistics.median(r[name][0] for r in kept(name)) for name in raced}
     yardstick = {name: gflop / median[name] for name, (_, gflop) in sticks.items()}
     table = {}
     for name, run in runs.items():

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from sfumato.denoise import Denoiser
 from sfumato.dist import stream
 from sfumato.engine.average import PowerAverage
-from sfumato.engine.machine import pages_kept
+from sfumato.engine.machine import pages_kept, tuned
 from sfumato.nn import UNet
 from sfumato.process import Gaussian
 from sfumato.schedule import Cosine
@@ -139,8 +139,8 @@ class Sfumato(Contestant):
     clip, precision = 1.0, "fp32"
 
     def set_up(self) -> None:
-        torch.set_flush_denormal(True)
-        pages_kept()
+        self.machine = tuned(0, "cpu")  # held: what it sets is set back when it is forgotten
+        self.machine.__enter__()
 
     def build(self, case: Case, batch: int) -> None:
         attention = [width == case.sfumato[-1] for width in case.sfumato]

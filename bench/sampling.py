@@ -81,7 +81,7 @@ def way(name: str, contestant: Contestant, method: str) -> Callable[[Tensor], Te
 def measure(case: str, n: int, rounds: int) -> dict[str, object]:
     """The rounds of one process, and what each draw spent outside the network."""
     entered = {name: Remote(partial(enter, name, case, n)) for name in ENTERED}
-    draws = {f"{name} {method}": each.work(method) for name, each in entered.items() for method in CALLS}
+    draws = {f"{name} {method}": each.timer(method) for name, each in entered.items() for method in CALLS}
     seen = race(draws, dict.fromkeys(draws, 1), rounds)
     told = {name: each.ask("outside") for name, each in entered.items()}
     return {
@@ -97,6 +97,7 @@ def enter(name: str, case: str, n: int) -> dict[str, Work]:
     contestant = CONTESTANTS[name](CASES[case], n)
     for _ in range(3):
         contestant.forward()  # which warms up
+    contestant.trained.eval()
     draws = {method: Draw(contestant, way(name, contestant, method), calls) for method, calls in CALLS.items()}
     outside = {method: draw.outside for method, draw in draws.items()}
     return {**draws, "gflop": lambda: round(contestant.gflop, 4), "outside": lambda: outside}

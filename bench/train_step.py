@@ -30,9 +30,10 @@ from interleave import (
     race,
     ratio,
     repeats,
+    timers,
     write,
     yardsticks,
-)  # fmt: skip
+)
 
 from peers import BATCHES, CASES, CONTESTANTS, OURS
 
@@ -43,11 +44,11 @@ NEAR = 0.1  # how far the work of a network may be from diffusers'
 def measure(case: str, batch: int, rounds: int, limit: float) -> dict[str, object]:
     """The rounds of one process, and what the networks are."""
     entered = {name: Remote(partial(enter, name, case, batch)) for name in CONTESTANTS}
-    works = {f"{name} {kind}": each.work(kind) for name, each in entered.items() for kind in PASSES}
-    works |= {name: work for name, (work, _) in yardsticks().items()}
+    raced = {f"{name} {kind}": each.timer(kind) for name, each in entered.items() for kind in PASSES}
+    raced |= timers({name: work for name, (work, _) in yardsticks().items()})
     return {
         "networks": {name: each.ask("describe") for name, each in entered.items()},
-        "rounds": race(works, repeats(works), rounds, limit),
+        "rounds": race(raced, repeats(raced), rounds, limit),
     }
 
 
