@@ -18,8 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors
-import safetensors.torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from sfumato.errors import UserError
@@ -66,9 +67,7 @@ def save(folder: Path, step: int, tensors: Mapping[str, Tensor], notes: Mapping[
     Raises:
         UserError: the folder cannot be written; those that were there stay.
     """
-    content = safetensors.torch.save(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(notes)
-    )
+    content = to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(notes))
     sweep(folder)
     path = write_atomic(folder / f"step-{step:08d}-{_checksum(content)}.safetensors", content)
     write_atomic(folder / "latest", path.name.encode())
@@ -88,7 +87,7 @@ def load(folder: Path) -> Checkpoint:
     for path in _newest_first(folder):
         try:
             return Checkpoint(path, *_read(path), tuple(damaged))
-        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             damaged.append((path, str(error)))
     if not damaged:
         raise UserError(f"{folder}: holds no checkpoint; train again, or give another run")
@@ -121,7 +120,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if _checksum(content) != expected:
         raise ValueError(f"checksum is {_checksum(content)}")
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return safetensors.torch.load(content), header.get("__metadata__", {})
+    return from_bytes(content), header.get("__metadata__", {})
 
 
 def _written(path: Path) -> int:
