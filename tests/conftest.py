@@ -1,6 +1,11 @@
 """Settings for all tests."""
 
+import os
+import tempfile
+
 import torch
+
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sfumato-tests-")  # what is cached stays out of the user's own
 
 # The tensors of these tests are tiny: a second thread costs more than it computes, six times more on a busy machine.
 torch.set_num_threads(1)

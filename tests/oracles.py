@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sfumato.process import Gaussian, spread
 from sfumato.rows import Estimate, row
-from sfumato.schedule import EDM, VE, VP, Cosine, Flow, Number, Schedule, SubVP, Table, Time
+from sfumato.schedule import EDM, VE, VP, Cosine, Flow, Instant, Number, Schedule, SubVP, Table, Time
 
 SCHEDULES = {
     "vp": VP(),
@@ -134,6 +134,45 @@ def flow_map(law: Mixture, schedule: Schedule, x: Tensor, t: Tensor, s: Tensor) 
     a_t, a_s = schedule.alpha(t), schedule.alpha(s)
     stretch = ((a_s**2 * var + schedule.var(s)) / (a_t**2 * var + schedule.var(t))).sqrt()
     return a_s * mean + stretch * (x - a_t * mean)
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """The exact flow map of a mixture on the line: the flow keeps order, x_s = F_s^-1(F_t(x_t)) (ORACLES 4).
+
+    As a model it gives the end of paths ("end") or a step to any stop ("map").
+    """
+
+    law: Mixture
+    process: Gaussian
+    gives: str = "map"
+
+    def cdf(self, x: Tensor, now: Instant) -> Tensor:
+        spread = (tensor(now.alpha) ** 2 * self.law.variances[:, 0] + tensor(now.sigma) ** 2).sqrt()
+        return (torch.special.ndtr((x - now.alpha * self.law.means[:, 0]) / spread) * self.law.weights).sum(-1)
+
+    def step(self, x: Tensor, t: Time, s: Time) -> Tensor:
+        """x (B, 1) from t to s, by bisection of F_s."""
+        t, s = (self.process.schedule.at(float(now.t) if isinstance(now, Instant) else float(now)) for now in (t, s))
+        want, high = self.cdf(x, t), torch.full((len(x),), 400.0, dtype=torch.float64)
+        low = -high
+        for _ in range(80):
+            middle = (low + high) / 2
+            below = self.cdf(middle[:, None], s) < want
+            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        return ((low + high) / 2)[:, None]
+
+    def __call__(self, x_t: Tensor, t: Time, s: Time | None = None) -> Estimate:
+        schedule = self.process.schedule
+        now, then = schedule.at(t), schedule.at(0.0 if s is None or self.gives == "end" else s)
+        keep, signal, _ = self.process.bridge(now, then, eta=0.0)
+        x0 = (self.step(x_t.double(), now, then) - keep * x_t) / signal
+        return Estimate(x_t, now, schedule, x0.to(x_t.dtype), 1.0, 0.0)
+
+
+def line() -> Mixture:
+    """Two unequal modes on the line."""
+    return Mixture(tensor([0.65, 0.35]), tensor([[-0.8], [1.1]]), tensor([[0.09], [0.04]]))
 
 
 def observed_order(steps: list[int], errors: list[float]) -> float:

@@ -15,7 +15,7 @@ from bulks import BATCH, DIGITS, MANY, POINTS, members, random_run, result, samp
 from commands import everything, fails, start
 from sfumato.cli import main
 from sfumato.engine.bulk import shared_out
-from sfumato.engine.generate import Way, drawing
+from sfumato.engine.generate import Wish, drawing
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_as_many_threads_draw_as_trained(digits, moons):
     try:
         torch.set_num_threads(3)
         for asked, count in ((None, 1), (2, 2)):
-            with drawing(digits, Way(0, 1, "ddim", "logsnr"), None, "cpu", asked) as draws:
+            with drawing(digits, Wish(0, 1, "ddim", "logsnr"), None, "cpu", asked) as draws:
                 assert torch.get_num_threads() == draws.threads == count
             assert torch.get_num_threads() == 3
     finally:

@@ -24,6 +24,7 @@ from sfumato.engine import checkpoint
 from sfumato.engine.checkpoint import checkpoints
 from sfumato.grid import GRIDS
 from sfumato.sampler import SAMPLERS
+from sfumato.verbs.words import Data
 
 QUICK = ["--steps", "3", "--batch", "8", "--size", "tiny"]
 
@@ -253,7 +254,7 @@ def test_faults_of_ours_keep_their_traceback(monkeypatch):
     def broken(data):
         raise RuntimeError("a bug")
 
-    broken.__annotations__ = {"data": verbs.Data}
+    broken.__annotations__ = {"data": Data}
     monkeypatch.setattr(verbs, "inspect", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         main(["inspect", "digits"])

@@ -238,7 +238,7 @@ def test_hostile_names_are_text(run: Path, tmp_path: Path) -> None:
         for event in ({EVIL: EVIL, "seconds": EVIL, "clock": EVIL}, {"seconds": 1e300, "x": [EVIL, {EVIL: EVIL}]}):
             log.write(json.dumps({"step": 30, "event": "damaged"} | event) + "\n")
         log.write(json.dumps({"step": 30, "event": EVIL}) + "\n")
-    measure = {"name": EVIL, "value": 1.0, "real": 2, "trivial": math.nan, "better": EVIL}
+    measure = {"name": EVIL, "value": 1.0, "low": 0, "high": 3, "real": 2, "trivial": math.nan, "better": EVIL}
     told = {"n": 5, "seed": EVIL, "sampler": EVIL, "steps": EVIL, "weights": EVIL, "measures": [measure]}
     (folder / "evaluation.json").write_text(json.dumps(told))
     write_png(folder / "samples" / "step-00000009.png", np.zeros((8, 8), np.uint8), {"left to right": [EVIL, EVIL]})

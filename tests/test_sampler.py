@@ -16,8 +16,12 @@ from sfumato.sampler import DDIM, SAMPLERS, Adams, Adaptive, Ancestral, encode, 
 from sfumato.sampler.weights import lam
 from sfumato.schedule import EDM, VP
 
-NAMES = [name for name in SAMPLERS if name not in ("ancestral-learned", "unmask", "unmask-confidence")]
-"""Those that take any Gaussian model."""
+NAMES = [
+    name
+    for name, make in SAMPLERS.items()
+    if name not in ("ancestral-learned", "unmask", "unmask-confidence") and "mean" in make().takes
+]
+"""Those that take any Gaussian model of the mean."""
 DETERMINISTIC = [name for name in NAMES if not sampler(name).stochastic]
 STEPS = [40, 80, 160, 320, 640]
 

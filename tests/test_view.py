@@ -15,7 +15,7 @@ from sfumato.data import load
 from sfumato.data import picture as clouds
 from sfumato.dist import stream
 from sfumato.engine.config import Config
-from sfumato.engine.generate import Way
+from sfumato.engine.generate import Way, Wish
 from sfumato.engine.run import Run
 from sfumato.engine.trainer import Trainer
 from sfumato.errors import UserError
@@ -23,13 +23,13 @@ from sfumato.files import write_png
 from sfumato.models.diffusion import Spec
 from sfumato.process import Gaussian
 from sfumato.schedule import SCHEDULES, Cosine
+from sfumato.verbs import show
 from sfumato.view import gif, plane, plots
 from sfumato.view.gif import LIMIT, write_gif
-from sfumato.view.show import show
 from sfumato.view.states import even_times, evenly, forward_path, way_back
 from sfumato.view.subject import of_run
 
-HOW = {"gif": False, "schedule": "cosine", "steps": 3, "seed": 0, "method": "ddim", "grid": "logsnr", "out": None}
+HOW = {"gif": False, "schedule": "cosine", "steps": 3, "seed": 0, "sampler": "ddim", "grid": "logsnr", "out": None}
 POINTS = Spec("mlp", (8,), 1, sigma_data=1.0)
 DIGITS = Spec("unet", (8,), 1, (False,), classes=10, sigma_data=0.75)
 
@@ -232,7 +232,7 @@ def test_large_pictures_stay_small_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"source": "nowhere"}, {"source": "x" * 5000}, {"source": "a\0b"}, {"schedule": "cosinus"}, {"grid": "lognsr"},
-     {"method": "ddmi"}, {"steps": 0}],
+     {"sampler": "ddmi"}, {"steps": 0}],
 )  # fmt: skip
 def test_what_cannot_be_shown_is_one_line_and_nothing_is_written(wrong: dict[str, object], tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -272,7 +272,7 @@ def test_density_and_flow_of_a_gaussian(schedule: str, tmp_path: Path, monkeypat
     run = untrained(tmp_path / "run", str(tmp_path / "set.csv"), replace(POINTS, schedule=schedule))
     seen: list[tuple] = []
     monkeypatch.setattr(plots, "density", lambda *what: seen.append(what))
-    plane.density(of_run(Run.open(run), Way(seed=0, steps=3, method="ancestral", grid="logsnr")))
+    plane.density(of_run(Run.open(run), Wish(seed=0, steps=3, method="ancestral", grid="logsnr")))
     ((_, _, _, background, log_p, lines, window),) = seen
     n, var = len(log_p), 1 + clouds.BLUR**2
     axis = (2 * np.arange(n) + 1 - n) / n * window

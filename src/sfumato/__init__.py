@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from sfumato.schedule import Flow as Flow
     from sfumato.schedule import SubVP as SubVP
     from sfumato.schedule import Table as Table
+    from sfumato.verbs import distill as distill
     from sfumato.verbs import evaluate as evaluate
     from sfumato.verbs import inspect as inspect
     from sfumato.verbs import likelihood as likelihood
     from sfumato.verbs import load as load
+    from sfumato.verbs import plan as plan
     from sfumato.verbs import report as report
     from sfumato.verbs import resume as resume
     from sfumato.verbs import sample as sample
@@ -60,6 +62,7 @@ _HOME = {
             "resume",
             "sample",
             "samplers",
+            "distill",
             "evaluate",
             "likelihood",
             "show",

@@ -1,4 +1,4 @@
-"""The command line: one verb for each function of verbs.py, with its names, defaults and docstring.
+"""The command line: one verb for each function of verbs/, with its names, defaults and docstring.
 
 A mistake of the user, in the words of the command or in the data, is one line on standard error and exit code 2.
 Any other error is ours and keeps its traceback.
@@ -24,7 +24,9 @@ from sfumato.errors import UserError, nearest
 
 __all__ = ["main"]
 
-VERBS = ("inspect", "plan", "train", "resume", "sample", "samplers", "evaluate", "likelihood", "show", "report")
+VERBS = (
+    "inspect", "plan", "train", "resume", "sample", "samplers", "distill", "evaluate", "likelihood", "show", "report",
+)  # fmt: skip
 
 
 def main(args: Sequence[str] | None = None) -> int:

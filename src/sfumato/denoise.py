@@ -11,6 +11,13 @@
 (6)  it is trained on  (3) + KL(q(x_s|x_t, x_0) || p_theta(x_s|x_t)),  the mean of p_theta detached, in bits for each
      dimension, of the step from t to s = t - 1/1000                       (eq. 16)
 
+What an estimate stands for is said by ``gives``. Every one of them makes a DDIM step from t to s,
+(7)  x_s = alpha_s x_0_hat + sigma_s eps_hat,   x_t = alpha_t x_0_hat + sigma_t eps_hat,
+and with "mean", E[x_0 | x_t], which all laws of the chain and the score need, such a step is right if it is small. With
+"map" the network hears s too, and the step is the flow's own, however large (Boffi et al. 2406.07507, def. 2.1); at
+s = t it is the mean. With "end" x_0_hat is where the flow through x_t ends (Song et al. 2303.01469, eq. 5). With "step"
+the step to the next stop of one grid is right (Salimans and Ho 2202.00512, app. G).
+
 In (5) the paper has f = (v + 1)/2, the same to first order, which may leave [0, 1]. In (6) the paper's factors
 lambda = 0.001 and T = 1000 cancel. Below t = 2/1000 the step is to s = t/2, so that none ends in the data.
 """
@@ -32,7 +39,19 @@ from sfumato.rows import ROWS, Estimate, input_scale
 from sfumato.schedule import Instant, Time
 from sfumato.weighting import WEIGHTINGS, Law, LogNormal, Uncertainty, weight
 
-__all__ = ["Denoiser", "Given", "Model", "Network", "learned_step", "take"]
+__all__ = [
+    "GIVES", "Denoiser", "Given", "Model", "Network", "learned_step", "meaning", "need_mean", "squared_error",
+    "take",
+]  # fmt: skip
+
+GIVES = {
+    "mean": "the mean of the data behind a state",
+    "map": "steps of any length",
+    "end": "where a state's path ends",
+    "step": "the steps of one grid",
+}
+"""What an estimate may stand for; equation (7)."""
+
 
 LEVEL_BOUND = 2.5
 """Levels of (2) beyond it (logsnr beyond 20) are given to the network as this: it can't tell them apart."""
@@ -49,14 +68,14 @@ class Model(Protocol):
     def process(self) -> Gaussian:
         """The forward process."""
 
-    def __call__(self, x_t: Tensor, t: Time) -> Estimate:
-        """Estimate the data behind ``x_t`` (B, ...)."""
+    def __call__(self, x_t: Tensor, t: Time, *, s: Time | None = None) -> Estimate:
+        """Estimate the data behind ``x_t`` (B, ...); ``s`` is given to one that gives a map alone."""
 
 
 class Network(Protocol):
-    """A network: (x (B, ...) of unit variance, level (B,), cond) -> output (B, ...)."""
+    """A network: (x (B, ...) of unit variance, level (B,), cond) -> output (B, ...); of a map also the level of s."""
 
-    def __call__(self, x: Tensor, level: Tensor, cond: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, level: Tensor, cond: Tensor | None = None, to: Tensor | None = None) -> Tensor:
         """Return the output in the denoiser's parameterisation."""
 
 
@@ -65,7 +84,8 @@ class Denoiser(nn.Module):
 
     Args:
         network: called as ``network(x, level, cond)`` with ``x`` of unit variance and level of shape (B,);
-            equation (2). It returns the shape of ``x``, with twice the channels for a learned variance.
+            equation (2). It returns the shape of ``x``, with twice the channels for a learned variance. For a map it is
+            called as ``network(x, level, cond, to)``, ``to`` the level of s.
         process: the forward process.
         parameterisation: what the output stands for, a key of ``sfumato.rows.ROWS``.
         weighting: what the loss weighs, a key of ``sfumato.weighting.WEIGHTINGS`` or of ``ROWS``, or "learned"; by
@@ -73,6 +93,7 @@ class Denoiser(nn.Module):
         sigma_data: the data's standard deviation, > 0: measure it (digits in [-1, 1] have 0.75, not 0.5).
         law: how often each noise level is drawn in training; by default log-normal.
         variance: "learned" if the network says the variance of the reverse step, equation (5); else "fixed".
+        gives: what the estimate stands for, a key of :data:`GIVES`; equation (7).
 
     Raises:
         UserError: an unknown name, sigma_data <= 0, or a parameterisation that cannot be inverted at t = 1
@@ -92,12 +113,14 @@ class Denoiser(nn.Module):
         sigma_data: float = 0.5,
         law: Law | None = None,
         variance: Literal["fixed", "learned"] = "fixed",
+        gives: str = "mean",
     ) -> None:
         super().__init__()
         choose("parameterisation", parameterisation, ROWS)
         weighting = parameterisation if weighting is None else weighting
         choose("weighting", weighting, dict.fromkeys([*ROWS, *WEIGHTINGS, "learned"]))
         choose("variance", variance, {"fixed": 1, "learned": 2})
+        choose("what a network gives", gives, GIVES)
         if not 0 < sigma_data < float("inf"):
             raise UserError(f"sigma_data must be above 0, got {sigma_data}: is every item of the data the same?")
         if parameterisation in ("eps", "score") and float(process.schedule.alpha(1.0)) == 0:
@@ -111,25 +134,30 @@ class Denoiser(nn.Module):
         self.weighting = weighting
         self.uncertainty = Uncertainty() if weighting == "learned" else None
         self.variance = variance
+        self.gives = gives
         self.sigma_data = sigma_data
         self.law: Law = LogNormal() if law is None else law
         self.register_buffer("mmse_logsnr", torch.linspace(-10, 12, 45))  # falling noise, as np.interp needs
         self.register_buffer("mmse", torch.full((45,), torch.nan))
 
-    def forward(self, x_t: Tensor, t: Time, cond: Tensor | None = None) -> Estimate:
+    def forward(self, x_t: Tensor, t: Time, cond: Tensor | None = None, s: Time | None = None) -> Estimate:
         """Estimate the data behind ``x_t``.
 
         Args:
             x_t: (B, ...) state at time ``t``.
             t: time in (0, 1], one number or one for each example.
             cond: (B,) labels, if the network takes them.
+            s: where a step will go, in [0, t], for a network that gives a map; by default t itself, for the mean.
 
         Raises:
             UserError: a network without the channels for a learned variance.
         """
         schedule = self.process.schedule
         now = schedule.at(t)
-        output = self.network(x_t / spread(input_scale(schedule, now, self.sigma_data), x_t), _level(now, x_t), cond)
+        heard = [_level(now, x_t), cond]
+        if self.gives == "map":
+            heard.append(_level(now if s is None else schedule.at(s), x_t))
+        output = self.network(x_t / spread(input_scale(schedule, now, self.sigma_data), x_t), *heard)
         fraction = None
         if self.variance == "learned":
             if output.shape[1] != 2 * x_t.shape[1]:
@@ -175,12 +203,9 @@ class Denoiser(nn.Module):
         now = schedule.at(t)
         eps = randn_like(x_0, rng)
         estimate = self.forward(spread(now.alpha, x_0) * x_0 + spread(now.sigma, x_0) * eps, now, cond)
-        a, b = estimate.a, estimate.b
         name = self.weighting if self.uncertainty is None else self.parameterisation
         w = weight(name, schedule, t, sd, self.law.density(t, schedule, sd))
-        w = w * (now.sigma / (a * now.sigma - b * now.alpha)) ** 2
-        error = spread(a, x_0) * x_0 + spread(b, x_0) * eps - estimate.output
-        loss = w.to(x_0.device, x_0.dtype) * error.square().flatten(1).mean(1)
+        loss = squared_error(estimate, x_0, eps, w)
         if self.uncertainty is not None:
             u = self.uncertainty(schedule.logsnr(t))
             loss = loss / u.exp() + u
@@ -224,6 +249,43 @@ class Denoiser(nn.Module):
     def _sharpness(self, logsnr: Tensor) -> Tensor:
         """Return 1 / mmse of Gaussian data, float64: 1/sd^2 + snr."""
         return logsnr.double().exp() + self.sigma_data**-2
+
+
+def squared_error(estimate: Estimate, x_0: Tensor, eps: Tensor, w: Tensor) -> Tensor:
+    """Return w |x_0 - x_0_hat|^2, mean over dimensions, (B,); the last form of (3), in which nothing cancels.
+
+    Args:
+        estimate: of x_t = alpha x_0 + sigma eps.
+        x_0: (B, ...) what it should be.
+        eps: (B, ...) the noise that goes with it.
+        w: (B,) weight of the error of x_0.
+    """
+    now, a, b = estimate.t, estimate.a, estimate.b
+    w = w * (now.sigma / (a * now.sigma - b * now.alpha)) ** 2
+    error = spread(a, x_0) * x_0 + spread(b, x_0) * eps - estimate.output
+    return w.to(x_0.device, x_0.dtype) * error.square().flatten(1).mean(1)
+
+
+def meaning(model: Model) -> str:
+    """Return what a model's estimate stands for, a key of :data:`GIVES`; the mean, unless it says otherwise."""
+    return getattr(model, "gives", "mean")
+
+
+def need_mean(model: Model, what: str) -> None:
+    """Refuse a model whose estimate is not the mean, equation (7).
+
+    Args:
+        model: that is asked.
+        what: is computed from it, for the error.
+
+    Raises:
+        UserError: the model gives something else.
+    """
+    if meaning(model) not in ("mean", "map"):
+        raise UserError(
+            f"{what} needs the mean of the data behind a state, and this model was distilled to give "
+            f"{GIVES[meaning(model)]}: ask its teacher"
+        )
 
 
 def learned_step(process: Gaussian, estimate: Estimate, t: Time, s: Time) -> Normal:
@@ -270,9 +332,14 @@ class Given:
         """The denoiser's forward process."""
         return self.denoiser.process
 
-    def __call__(self, x_t: Tensor, t: Time) -> Estimate:
+    @property
+    def gives(self) -> str:
+        """What the denoiser's estimate stands for."""
+        return self.denoiser.gives
+
+    def __call__(self, x_t: Tensor, t: Time, s: Time | None = None) -> Estimate:
         """Estimate the data behind ``x_t`` (B, ...) under the condition."""
-        return self.denoiser.forward(x_t, t, self.cond)
+        return self.denoiser.forward(x_t, t, self.cond, s)
 
     def take(self, rows: Tensor) -> Given:
         """Return the model for some rows of its batch."""

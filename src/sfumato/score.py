@@ -22,7 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sfumato.denoise import Model, take
+from sfumato.denoise import Model, need_mean, take
 from sfumato.errors import UserError
 from sfumato.ode import Slope
 from sfumato.process import spread
@@ -103,6 +103,7 @@ def circle(model: Model, shape: torch.Size) -> Slope:
 
 
 def _estimate(model: Model, x: Tensor, t: Time) -> Estimate:
+    need_mean(model, "a score")
     time = as_time(t)
     if not bool(((time > 0) & (time <= 1)).all()):
         raise UserError(f"a score needs noise: t lies in (0, 1], got {time.tolist()}")

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from sfumato.denoise import Model
+from sfumato.denoise import Model, need_mean
 from sfumato.density.decoder import Decoder, Density
 from sfumato.dist import Rng, per_example, rand
 from sfumato.errors import UserError
@@ -142,6 +142,7 @@ def vlb(
             or calls < 1; continuous time without calls, or of tokens; an unknown name; a grid that does not fall
             from 1; a model that does not know the variance; or a term that is NaN, with its time.
     """
+    need_mean(model, "the bound on log p")
     q: Process = model.process
     schedule, chain = model.process.schedule, Ancestral(variance)
     decoder = _checked(q, x, calls, decoder, sigma_data)

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from sfumato.denoise import Model
+from sfumato.denoise import Model, need_mean
 from sfumato.dist import Rng, per_example, randn_like, stream
 from sfumato.errors import UserError, choose
 from sfumato.ode import solve
@@ -135,6 +135,7 @@ def flow_logp(
             noise, probes < 1, tolerances not above 0, low not between 0 and the process' end, or a solver that
             gives up.
     """
+    need_mean(model, "log p")
     alpha, sigma = _end(model)
     _check(x, probes, low, sigma / alpha if alpha else math.inf)
     draw = choose("noise", noise, _NOISES)

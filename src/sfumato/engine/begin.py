@@ -20,9 +20,10 @@ from sfumato.engine.trainer import Trainer
 from sfumato.engine.worker import sole
 from sfumato.errors import UserError
 
-__all__ = ["begin", "go_on"]
+__all__ = ["RUNS", "begin", "go_on", "train_run"]
 
 RUNS = Path("runs")
+"""Where runs lie unless asked otherwise."""
 
 
 def begin(asked: Asked) -> Path:
@@ -33,7 +34,7 @@ def begin(asked: Asked) -> Path:
         with workers.together():
             folder, dataset = _prepare(asked, show) if workers.leads else (Path(), None)
         run = Run.open(Path(workers.tell(str(folder))))
-        return _train(run, dataset or run.dataset(), workers, show)
+        return train_run(run, workers, show, dataset)
 
 
 def _prepare(asked: Asked, show: Watch) -> tuple[Path, Dataset]:
@@ -63,18 +64,31 @@ def go_on(run: str | None) -> Path:
         raise UserError(f"no run below {RUNS}/ to go on with; name its folder, or begin with 'sfumato train DATA'")
     opened = Run.open(folder)
     with joined(opened.config.device) as workers:
-        return _train(opened, opened.dataset(), workers, watch(leads=workers.leads))
+        return train_run(opened, workers, watch(leads=workers.leads))
 
 
-def _train(run: Run, dataset: Dataset, workers: Workers, show: Watch) -> Path:
-    """Train a run to its end with the number of threads it began with."""
+def train_run(run: Run, workers: Workers, show: Watch, dataset: Dataset | None = None) -> Path:
+    """Train a run to its end with the number of threads it began with.
+
+    Args:
+        run: its folder.
+        workers: the processes that share it.
+        show: who is told.
+        dataset: its data, if they are loaded.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the data are gone, are other data, or the run cannot go on.
+    """
     with ExitStack() as stack:
         with workers.together():
             if workers.leads:
                 stack.enter_context(sole(run.folder))
         stack.enter_context(tuned(run.config.threads, run.config.device))
         try:
-            trainer = Trainer(run, dataset, workers)
+            trainer = Trainer(run, run.dataset() if dataset is None else dataset, workers)
             if trainer.finished:
                 show.say(f"{run.folder}: finished before, at step {trainer.step}")
                 return run.folder

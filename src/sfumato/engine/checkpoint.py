@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
@@ -26,7 +27,7 @@ from torch import Tensor
 from sfumato.errors import UserError
 from sfumato.files import sweep, write_atomic
 
-__all__ = ["Checkpoint", "checkpoints", "load", "save", "set_aside"]
+__all__ = ["Checkpoint", "checkpoints", "load", "read_weights", "save", "set_aside", "write_weights"]
 
 KEEP = 2
 NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.safetensors")
@@ -95,6 +96,37 @@ def load(folder: Path) -> Checkpoint:
     raise UserError(f"{folder}: every checkpoint is damaged ({told}); restore one from a backup, or train again")
 
 
+def write_weights(path: Path, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> Path:
+    """Write the weights of a model alone.
+
+    Args:
+        path: of the file.
+        tensors: by name, on any device.
+        notes: short texts to keep with them.
+    """
+    return write_atomic(path, to_bytes({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, dict(notes)))
+
+
+def read_weights(path: Path, expected: str) -> dict[str, Tensor]:
+    """Return what ``write_weights`` wrote, in float32 where it was shortened.
+
+    Args:
+        path: of the file.
+        expected: fingerprint of the weights that are wanted, among the file's notes.
+
+    Raises:
+        UserError: the file is missing, damaged, or of other weights.
+    """
+    try:
+        content = path.read_bytes()
+        tensors, notes = from_bytes(content), _notes(content)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); restore it from a backup") from error
+    if notes.get("weights") != expected:
+        raise UserError(f"{path}: holds other weights than '{expected}'; restore it from a backup")
+    return {name: tensor.float() if tensor.dtype == torch.float16 else tensor for name, tensor in tensors.items()}
+
+
 def set_aside(checkpoint: Checkpoint) -> None:
     """Rename the damaged files that reading passed over, so that none is taken for the newest again."""
     for path, _ in checkpoint.damaged:
@@ -119,8 +151,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     expected = path.stem.rpartition("-")[2]
     if _checksum(content) != expected:
         raise ValueError(f"checksum is {_checksum(content)}")
+    return from_bytes(content), _notes(content)
+
+
+def _notes(content: bytes) -> dict[str, str]:
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return from_bytes(content), header.get("__metadata__", {})
+    notes: dict[str, str] = header.get("__metadata__", {})
+    return notes
 
 
 def _written(path: Path) -> int:

@@ -15,7 +15,7 @@ from sfumato.engine.measure import best_batch
 from sfumato.errors import UserError, choose
 from sfumato.models.diffusion import Spec
 
-__all__ = ["Asked", "Choices", "configure", "device_of", "seconds_of"]
+__all__ = ["Asked", "Choices", "configure", "device_of", "length", "seconds_of"]
 
 Size = Literal["tiny", "small", "base"]
 
@@ -127,7 +127,8 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
     threads = 1 if points else torch.get_num_threads()
     choices.take("threads", None, threads, "points are too few numbers to share" if points else "all that there are")
     little = points or dims[-1] * dims[-2] <= 16 * 16
-    steps, seconds = _length(asked, little, choices)
+    time, why = ("2m", "enough for data this small") if little else ("10m", "enough for a first good model")
+    steps, seconds = length(asked.time, asked.steps, time, why, choices)
     shape = "x".join(map(str, dims))
     size = choices.take("size", asked.size, "tiny" if little else "small", f"learns {shape} values in minutes on a CPU")
     lr = choices.take("lr", asked.lr, *LEARNING_RATES[size])
@@ -174,16 +175,26 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
     return replace(config, batch=choices.take("batch", asked.batch, batch, why))
 
 
-def _length(asked: Asked, little: bool, choices: Choices) -> tuple[int, float]:
-    """Return the steps and seconds of a run; one of them is 0."""
-    if asked.time is not None and asked.steps is not None:
+def length(time: str | None, steps: int | None, chosen: str, why: str, choices: Choices) -> tuple[int, float]:
+    """Return the steps and seconds of a run; one of them is 0.
+
+    Args:
+        time: asked for.
+        steps: asked for.
+        chosen: the time if neither is.
+        why: that.
+        choices: collects what is chosen.
+
+    Raises:
+        UserError: both are asked for, or no step.
+    """
+    if time is not None and steps is not None:
         raise UserError("give either --time or --steps, not both")
-    if asked.steps is not None:
-        if asked.steps < 1:
-            raise UserError(f"--steps must be at least 1, got {asked.steps}")
-        return int(choices.take("steps", asked.steps, 0, "")), 0.0
-    chosen, why = ("2m", "enough for data this small") if little else ("10m", "enough for a first good model")
-    return 0, seconds_of(choices.take("time", asked.time, chosen, why))
+    if steps is not None:
+        if steps < 1:
+            raise UserError(f"--steps must be at least 1, got {steps}")
+        return int(choices.take("steps", steps, 0, "")), 0.0
+    return 0, seconds_of(choices.take("time", time, chosen, why))
 
 
 def _batch(config: Config, dataset: Dataset, points: bool) -> tuple[int, str]:

@@ -19,9 +19,26 @@ from sfumato.errors import UserError, nearest
 from sfumato.files import write_atomic
 from sfumato.models.diffusion import Spec
 
-__all__ = ["Config", "read_config", "write_config"]
+__all__ = ["Config", "Student", "read_config", "write_config"]
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Student:
+    """What a run is taught by another; nothing, if ``method`` is empty.
+
+    Attributes:
+        method: a key of ``sfumato.flowmap.METHODS``.
+        calls: network calls for which it is taught.
+        teacher: name of the run that teaches.
+        weights: fingerprint of its weights, which lie in the student's folder.
+    """
+
+    method: str = ""
+    calls: int = 0
+    teacher: str = ""
+    weights: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,7 @@ class Config:
         stream: leave the data on disk and read them when their turn comes.
         tensorboard: log for TensorBoard too.
         threads: of the CPU, on which the last bits of every sum depend; 0 for as many as PyTorch takes.
+        student: of which run this one is a student.
         version: of sfumato that began the run.
     """
 
@@ -68,6 +86,7 @@ class Config:
     stream: bool = False
     tensorboard: bool = False
     threads: int = 0
+    student: Student = Student()
     version: str = __version__
 
     def __post_init__(self) -> None:

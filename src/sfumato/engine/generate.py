@@ -24,7 +24,7 @@ from sfumato.errors import UserError
 from sfumato.files import write_png
 from sfumato.models.diffusion import Diffusion
 
-__all__ = ["Draws", "Pace", "Way", "drawing", "generate"]
+__all__ = ["Draws", "Pace", "Way", "Wish", "drawing", "generate"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,27 @@ class Way:
     method: str
     grid: str
     label: int | None = None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A way as it is asked for: None for what is usual with the model.
+
+    Attributes:
+        seed: of the noise.
+        steps: steps of the sampler.
+        method: name of the sampler.
+        grid: name of the grid.
+    """
+
+    seed: int = 0
+    steps: int | None = None
+    method: str | None = None
+    grid: str | None = None
+
+    def way(self, model: Diffusion) -> Way:
+        """Return the way that this is with a model."""
+        return Way(self.seed, *model.way(self.steps, self.method, self.grid))
 
 
 @dataclass(frozen=True)
@@ -114,12 +135,12 @@ class Draws:
 
 
 @contextmanager
-def drawing(folder: Path, way: Way, wanted: str | None, device: str, threads: int | None) -> Iterator[Draws]:
+def drawing(folder: Path, wish: Wish, wanted: str | None, device: str, threads: int | None) -> Iterator[Draws]:
     """Open a run to draw from it, with the CPU's threads set meanwhile, on whose number the last bits may depend.
 
     Args:
         folder: of the run.
-        way: how, its label left open.
+        wish: how.
         wanted: name or index of one class, or None for every class in turn.
         device: where to compute; of several GPUs each worker takes its own.
         threads: of the CPU; None for as many as trained the run.
@@ -136,6 +157,7 @@ def drawing(folder: Path, way: Way, wanted: str | None, device: str, threads: in
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{Worker.here().local_rank % torch.cuda.device_count()}"
     model.to(device)
+    way = wish.way(model)
     if wanted is not None:
         way = replace(way, label=model.label(wanted))
     only = "" if way.label is None else f"-{way.label}"

@@ -49,6 +49,11 @@ class Run:
         return self.folder / "samples"
 
     @property
+    def teacher(self) -> Path:
+        """The teacher's weights, of a student."""
+        return self.folder / "teacher.safetensors"
+
+    @property
     def log(self) -> Path:
         """The log, one JSON record a line."""
         return self.folder / "log.jsonl"
@@ -157,13 +162,15 @@ def restore(model: Diffusion, tensors: dict[str, Any], prefix: str, where: Path)
     Args:
         model: that takes them.
         tensors: by name.
-        prefix: "model." or "ema.".
+        prefix: "model.", "ema." (the average) or "".
         where: they came from, for the error.
 
     Raises:
         UserError: they are those of another model.
     """
     target = model.state_dict()
+    if prefix and not any(name.startswith(prefix) for name in tensors):
+        raise UserError(f"{where}: the checkpoint holds no '{prefix}' weights: train the run again")
     state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if {name: t.shape for name, t in target.items()} != {name: t.shape for name, t in state.items()}:
         raise UserError(f"{where}: the weights do not fit config.toml; was it changed by hand?")

@@ -24,6 +24,7 @@ __all__ = ["Session", "between_previews"]
 
 FIRST_PREVIEW = 10.0  # seconds: early, so that a mistake shows
 PREVIEWS = 8  # after it in a long run, and one at its end
+SETTLED = 20  # steps after which a student's number of steps is fixed
 
 
 def between_previews(seconds: float) -> float:
@@ -125,17 +126,27 @@ class Session:
         total = self._plan(pace)
         ends = trainer.step >= total
         show = not ends and now >= self.next_preview
-        save = not ends and now - self.saved >= self.config.save_every
+        save = not ends and (now - self.saved >= self.config.save_every or self._settles)
         log = now - self.logged >= 1 or ends or show or save or bool(interrupt)
         return _Due(*self.workers.decide([total, log, show, save, bool(interrupt) and not ends]))
 
     def _plan(self, pace: float | None) -> int:
-        """Return the total of a run that was given a time, while the learning rate does not depend on it yet."""
+        """Return the total of a run that was given a time, while nothing in training depends on it yet.
+
+        The learning rate does in the cool-down. A student's loss does from the beginning: its total is fixed, and
+        saved, as soon as the pace is known.
+        """
         trainer, steady = self.trainer, 1 - COOL_DOWN
+        if trainer.lesson is not None and trainer.step > SETTLED:
+            return trainer.total
         if self.config.seconds and pace and trainer.step <= steady * trainer.total:
             left = (self.config.seconds - trainer.seconds) / pace
             return max(math.ceil(trainer.step + left), math.ceil(trainer.step / steady))
         return trainer.total
+
+    @property
+    def _settles(self) -> bool:
+        return self.trainer.lesson is not None and self.trainer.step == SETTLED
 
     def _seconds_in_all(self) -> float:
         left = (self.trainer.total - self.trainer.step) * (self.clock.pace_so_far or 0.0)

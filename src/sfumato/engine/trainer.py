@@ -11,6 +11,8 @@ So a run killed anywhere and resumed from its last checkpoint ends with the same
 of one; see distributed.py for the parts. A run that is given a time learns its number of steps on the way: the total is
 planned anew from the measured speed until the cool-down begins, up to which nothing depends on it.
 
+A student begins with its teacher's weights and learns by another loss than the denoiser's own; see lesson.py.
+
 A step whose gradient is not finite is skipped: it changes neither the weights nor the optimiser's state, and the
 average takes the unchanged weights. PATIENCE such steps in a row are answered by a return to the last checkpoint at
 half the learning rate, at most RETURNS times in a run. Nothing here waits for the device in every step: the optimiser
@@ -27,16 +29,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sfumato.data import Dataset
 from sfumato.data.stream import Stream
-from sfumato.denoise import Denoiser
 from sfumato.dist import rand, stream
 from sfumato.engine import checkpoint
 from sfumato.engine.average import PowerAverage
 from sfumato.engine.distributed import Workers, alike, assign, local, parts_of, shard, whole
 from sfumato.engine.gauge import ByLevel, Levels
+from sfumato.engine.lesson import Lesson, Objective
 from sfumato.engine.order import Order
 from sfumato.engine.run import Run, restore
 from sfumato.errors import UserError
@@ -77,11 +79,12 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(self.config.seed, WEIGHTS).initial_seed())
             self.model = run.build().to(self.device)
+        self.lesson = Lesson(run, self.model, self.device) if self.config.student.method else None
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         for model in (self.model, self.ema) if self.config.shard and self.workers.size > 1 else ():
             for child in model.denoiser.children():
                 shard(child)
-        self.objective = self.workers.join(_Objective(self.model.denoiser), self.config.shard)
+        self.objective = self.workers.join(Objective(self.model.denoiser, self.lesson), self.config.shard)
         self.parameters = list(self.model.parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=self.config.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
@@ -107,6 +110,8 @@ class Trainer:
         Returns:
             This worker's share of the mean loss, on the device; the shares of all workers add up to it.
         """
+        if self.lesson is not None:
+            self.lesson.go_on(self.step / self.total, self.ema)
         index = self.order(self.step)
         t = self.model.denoiser.times(len(index), stream(self.config.seed, TIMES, self.step))
         self.optimizer.zero_grad(set_to_none=True)
@@ -244,6 +249,8 @@ class Trainer:
         tensors |= {name: whole(tensor) for name, tensor in self._optimizer_state().items()}
         counters = ("step", "total", "seconds", "skipped", "in_row", "returns")
         notes = {name: repr(getattr(self, name)) for name in counters}
+        if self.lesson is not None:
+            tensors, notes["stage"] = tensors | self.lesson.tensors(), str(self.lesson.stage)
         with self.workers.together():
             return checkpoint.save(self.run.checkpoints, self.step, tensors, notes) if self.workers.leads else None
 
@@ -268,6 +275,8 @@ class Trainer:
         restore(self.ema, found.tensors, "ema.", self.run.checkpoints)
         self._restore_optimizer({n: t for n, t in found.tensors.items() if n.startswith("optimizer.")})
         notes = found.notes
+        if self.lesson is not None:
+            self.lesson.restore(found.tensors, int(notes["stage"]))
         self.step, self.seconds = int(notes["step"]), float(notes["seconds"])
         self.total = self.config.steps or int(notes["total"])
         self.skipped, self.in_row, self.returns = (int(notes[name]) for name in ("skipped", "in_row", "returns"))
@@ -285,17 +294,6 @@ class Trainer:
             )
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         assign(self._optimizer_state(), tensors)
-
-
-class _Objective(nn.Module):
-    """The loss as the forward pass of a module: what DDP joins is what is called."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(self, x_0: Tensor, cond: Tensor | None, rng: torch.Generator, t: Tensor) -> Tensor:
-        return self.denoiser.loss(x_0, cond, rng, t)
 
 
 def _device(name: str) -> torch.device:

@@ -1,15 +1,83 @@
-"""Distances to the nearest training example: whether a model copies what it saw."""
+"""What nearest neighbours tell: are samples real (precision, density), is all that is real there (recall, coverage),
+and are they copies.
+
+With R real and G drawn, and r(z) the distance of z to its k-th neighbour in its own set:
+
+(1)  precision = share of g within r(x) of some x in R            (Kynkaanniemi et al. 1904.06991, eq. 1-2)
+(2)  recall    = share of x within r(g) of some g in G
+(3)  density   = mean over g of |{x: |g - x| <= r(x)}| / k         (Naeem et al. 2002.09797, eq. 4); may pass 1
+(4)  coverage  = share of x with some g within r(x)                (eq. 5)
+
+k = 5, as in Naeem's code, for all four. They depend on n and m, so they are read beside the same numbers of real data.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
 
-__all__ = ["nearest_distances"]
+__all__ = ["Manifolds", "manifolds", "nearest_distances"]
+
+K = 5
+Rows = NDArray[np.floating]
 
 
-def nearest_distances(samples: NDArray[np.floating], train: NDArray[np.floating]) -> NDArray[np.float64]:
+@dataclass(frozen=True)
+class Manifolds:
+    """Equations (1) to (4) before their means are taken.
+
+    Attributes:
+        precision: (n,) of each drawn example, 0 or 1.
+        density: (n,) of each drawn example.
+        recall: (m,) of each real example, 0 or 1.
+        coverage: (m,) of each real example, 0 or 1.
+    """
+
+    precision: NDArray[np.float64]
+    density: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    coverage: NDArray[np.float64]
+
+
+def manifolds(drawn: Rows, real: Rows, k: int = K) -> Manifolds:
+    """Return what equations (1) to (4) are the means of.
+
+    Args:
+        drawn: (n, d) features, n > k.
+        real: (m, d) features, m > k.
+        k: which neighbour makes the radius.
+
+    Raises:
+        ValueError: too few rows, or different numbers of features.
+    """
+    if drawn.ndim != 2 or real.ndim != 2 or drawn.shape[1] != real.shape[1] or min(len(drawn), len(real)) <= k:
+        raise ValueError(f"need more than {k} rows of the same features in both, got {drawn.shape} and {real.shape}")
+    around_real, around_drawn = _radii(real, k), _radii(drawn, k)
+    density, recall = [], np.zeros(len(real), bool)
+    nearest, first = np.full(len(real), np.inf), 0
+    for distance in pairwise_distances_chunked(drawn, real):
+        rows = slice(first, first + len(distance))
+        density.append((distance <= around_real).sum(1))
+        recall |= (distance <= around_drawn[rows, None]).any(0)
+        nearest = np.minimum(nearest, distance.min(0))
+        first += len(distance)
+    inside = np.concatenate(density)
+    return Manifolds(
+        (inside > 0).astype(float), inside / k, recall.astype(float), (nearest <= around_real).astype(float)
+    )
+
+
+def _radii(rows: Rows, k: int) -> NDArray[np.float64]:
+    """Return each row's distance to its k-th neighbour among the others."""
+    found: NDArray[np.float64] = NearestNeighbors(n_neighbors=k).fit(rows).kneighbors()[0][:, -1]
+    return found
+
+
+def nearest_distances(samples: Rows, train: Rows) -> NDArray[np.float64]:
     """Return each sample's Euclidean distance to the nearest training example, (n,).
 
     Args:

@@ -24,7 +24,7 @@ from sfumato.dist import stream
 from sfumato.errors import UserError, choose, nearest
 from sfumato.nn import MLP, UNet
 from sfumato.process import Gaussian
-from sfumato.sampler import State, sampler, trajectory
+from sfumato.sampler import State, Tuned, sampler, trajectory
 from sfumato.schedule import SCHEDULES
 from sfumato.weighting import Likelihood, LogNormal
 
@@ -54,6 +54,9 @@ class Spec:
         noise_std: its standard deviation.
         variance: of the reverse step: "learned" by the network, for the sampler "ancestral-learned", or "fixed".
         dequantise: train on data of finitely many levels spread evenly over the levels' bins.
+        gives: what the estimate stands for, a key of ``sfumato.denoise.GIVES``.
+        sampler: that draws from it unless another is asked for.
+        stops: times of its usual way back, from 1 to 0; () for the usual grid and number of steps.
         precision: "fp32" or "bf16" inside the network.
     """
 
@@ -72,6 +75,9 @@ class Spec:
     noise_std: float = 1.2
     variance: Literal["fixed", "learned"] = "fixed"
     dequantise: bool = False
+    gives: str = "mean"
+    sampler: str = SAMPLER
+    stops: tuple[float, ...] = ()
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def build(self, codec: Codec, classes: Sequence[str] = ()) -> Diffusion:
@@ -95,11 +101,19 @@ class Spec:
                 classes=self.classes,
                 dropout=self.dropout,
                 out=heads * codec.dims[0],
+                ends=self.gives == "map",
                 precision=self.precision,
             )
         else:
             dim = math.prod(codec.dims)
-            network = MLP(dim, width=self.widths[0], depth=self.blocks, classes=self.classes, out=heads * dim)
+            network = MLP(
+                dim,
+                width=self.widths[0],
+                depth=self.blocks,
+                classes=self.classes,
+                out=heads * dim,
+                ends=self.gives == "map",
+            )
         denoiser = Denoiser(
             network,
             Gaussian(choose("schedule", self.schedule, SCHEDULES)()),
@@ -108,8 +122,9 @@ class Spec:
             sigma_data=self.sigma_data,
             law=Likelihood() if self.law == "likelihood" else LogNormal(self.noise_mean, self.noise_std),
             variance=self.variance,
+            gives=self.gives,
         )
-        return Diffusion(denoiser, codec, tuple(classes))
+        return Diffusion(denoiser, codec, tuple(classes), self.sampler, self.stops)
 
 
 class Diffusion(nn.Module):
@@ -119,13 +134,25 @@ class Diffusion(nn.Module):
         denoiser: trained or not.
         codec: between the user's items and states.
         classes: names of the classes; () if the denoiser takes no labels.
+        sampler: that draws from it unless another is asked for.
+        stops: times of its usual way back, from 1 to 0; () for the usual grid and number of steps.
     """
 
-    def __init__(self, denoiser: Denoiser, codec: Codec, classes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        codec: Codec,
+        classes: tuple[str, ...] = (),
+        sampler: str = SAMPLER,
+        stops: tuple[float, ...] = (),
+    ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.codec = codec
         self.classes = classes
+        self.sampler = sampler
+        self.stops = stops
+        self.tuned: dict[int, Tuned] = {}
 
     @property
     def batch(self) -> int:
@@ -157,14 +184,32 @@ class Diffusion(nn.Module):
             return None
         return torch.tensor([i % len(self.classes) if label is None else label for i in indices])
 
+    def way(self, steps: int | None = None, method: str | None = None, grid: str | None = None) -> tuple[int, str, str]:
+        """Return steps, sampler and grid, with this model's usual ones where None is given.
+
+        A way that was tuned for a number of steps is the usual one for that number; a student's is its own.
+
+        Args:
+            steps: steps of the sampler.
+            method: a key of ``sfumato.sampler.SAMPLERS``, or "tuned".
+            grid: a key of ``sfumato.grid.GRIDS``, times as text, or "tuned".
+        """
+        own = len(self.stops) - 1 if self.stops else STEPS
+        steps = own if steps is None else steps
+        if method in (None, "tuned") and grid in (None, "tuned") and steps in self.tuned:
+            return steps, "tuned", "tuned"
+        if grid is None:
+            grid = ",".join(map(repr, self.stops)) if self.stops and steps == own else GRID
+        return steps, self.sampler if method is None else method, grid
+
     def states(
         self,
         n: int,
         *,
         seed: int = 0,
-        steps: int = STEPS,
-        method: str = SAMPLER,
-        grid: str = GRID,
+        steps: int | None = None,
+        method: str | None = None,
+        grid: str | None = None,
         label: int | None = None,
         first: int = 0,
     ) -> Iterator[Tensor]:
@@ -173,9 +218,9 @@ class Diffusion(nn.Module):
         Args:
             n: how many, at least 1.
             seed: any whole number.
-            steps: steps of the sampler.
-            method: a key of ``sfumato.sampler.SAMPLERS``.
-            grid: a key of ``sfumato.grid.GRIDS``.
+            steps: as for :meth:`way`.
+            method: as for :meth:`way`.
+            grid: as for :meth:`way`.
             label: class index; by default every class in turn.
             first: index of the first sample.
 
@@ -200,22 +245,35 @@ class Diffusion(nn.Module):
         indices: Sequence[int],
         *,
         seed: int = 0,
-        steps: int = STEPS,
-        method: str = SAMPLER,
-        grid: str = GRID,
+        steps: int | None = None,
+        method: str | None = None,
+        grid: str | None = None,
         label: int | None = None,
     ) -> Iterator[State]:
         """Yield every stop of the way back of the samples with these indices, in one batch; see :meth:`states`."""
+        steps, method, grid = self.way(steps, method, grid)
+        tuned = self._tuned(steps) if "tuned" in (method, grid) else None
         rng = [stream(seed, i) for i in indices]
         blank = torch.zeros(len(indices), *self.codec.dims, device=self.device)
         labels = self.labels(indices, label)
         model = Given(self.denoiser, None if labels is None else labels.to(self.device))
+        start = model.process.prior(blank).sample(rng)
         training = self.training
         self.eval()  # no dropout on the way back
         try:
-            yield from trajectory(model, sampler(method), model.process.prior(blank).sample(rng), grid, steps, rng)
+            yield from (
+                trajectory(model, sampler(method), start, grid, steps, rng)
+                if tuned is None
+                else trajectory(model, tuned, start, tuned.stops)
+            )
         finally:
             self.train(training)
+
+    def _tuned(self, steps: int) -> Tuned:
+        if steps not in self.tuned:
+            known = f"for {', '.join(map(str, sorted(self.tuned)))} steps" if self.tuned else "for no number of steps"
+            raise UserError(f"this model's way back was tuned {known}, not for {steps}: sfumato tune-sampler does it")
+        return self.tuned[steps]
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that name the weights."""

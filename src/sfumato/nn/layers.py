@@ -48,36 +48,51 @@ class Conditioning(nn.Module):
     wave is 6 nats of log-SNR long (level is about -logsnr / 8): fine enough to tell all levels apart, smooth enough for
     derivatives by the level, which flow maps and consistency training take.
 
+    A network that makes steps of any length hears the level of their end too. What it adds is 0 at first, and 0 for
+    ever where a step has no length.
+
     Args:
         width: length of the vector.
         classes: number of class labels; 0 means there are none.
+        ends: whether the level of a step's end is heard.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, classes: int = 0):
+    def __init__(self, width: int, classes: int = 0, ends: bool = False):
         super().__init__()
         self.classes = classes
         self.register_buffer("frequencies", 0.5 * 16 ** torch.linspace(0, 1, 16), persistent=False)
         self.inner = started(nn.Linear(32, width), math.sqrt(2))
         self.outer = started(nn.Linear(width, width), AFTER_SILU)
         self.label = nn.Embedding(classes, width) if classes else None
+        self.end = nn.Linear(32, width, bias=False) if ends else None
+        if self.end is not None:
+            nn.init.zeros_(self.end.weight)
 
-    def forward(self, level: Tensor, cond: Tensor | None) -> Tensor:
-        """Levels (B,) and labels (B,) in [0, classes) to vectors (B, width).
+    def forward(self, level: Tensor, cond: Tensor | None, to: Tensor | None = None) -> Tensor:
+        """Levels (B,), labels (B,) in [0, classes) and levels of ends (B,) to vectors (B, width).
 
         Raises:
-            ValueError: labels are missing where the network has classes, or given where it has none.
+            ValueError: labels or ends are missing where the network has them, or given where it has none.
         """
         if self.label is None and cond is not None:
             raise ValueError("cond was given, but this network was built with classes=0")
         if self.label is not None and cond is None:
             raise ValueError(f"cond is missing: this network was built with classes={self.classes}")
-        phase = level[:, None] * self.frequencies
-        h: Tensor = self.outer(F.silu(self.inner(torch.cat([phase.cos(), phase.sin()], 1))))
+        if (self.end is None) != (to is None):
+            raise ValueError("a network for steps of any length needs the level of their end, and no other takes one")
+        waves = self._waves(level)
+        h: Tensor = self.outer(F.silu(self.inner(waves)))
+        if self.end is not None and to is not None:
+            h = h + self.end(self._waves(to) - waves)
         if self.label is not None:
             h = h + self.label(cond)
         return F.silu(h)
+
+    def _waves(self, level: Tensor) -> Tensor:
+        phase = level[:, None] * self.frequencies
+        return torch.cat([phase.cos(), phase.sin()], 1)
 
 
 def channel_norm(x: Tensor) -> Tensor:

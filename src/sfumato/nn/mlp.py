@@ -19,26 +19,38 @@ class MLP(nn.Module):
         depth: number of residual blocks.
         classes: number of class labels; 0 means there are none.
         out: numbers per point of the output; by default as many.
+        ends: whether the network hears the level at which a step ends.
     """
 
-    def __init__(self, dim: int, *, width: int = 128, depth: int = 3, classes: int = 0, out: int | None = None):
+    def __init__(
+        self,
+        dim: int,
+        *,
+        width: int = 128,
+        depth: int = 3,
+        classes: int = 0,
+        out: int | None = None,
+        ends: bool = False,
+    ):
         super().__init__()
-        self.conditioning = Conditioning(width, classes)
+        self.conditioning = Conditioning(width, classes, ends)
         self.inlet = started(nn.Linear(dim, width))
         self.film = started(nn.Linear(width, 2 * width * depth), 0.0)
         self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(depth))
         self.outlet = started(nn.Linear(width, out or dim), 0.0)
 
-    def forward(self, x: Tensor, level: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, level: Tensor, cond: Tensor | None = None, to: Tensor | None = None) -> Tensor:
         """Points x (B, dim) of unit variance at noise level (B,), about -logsnr / 8, to (B, out).
 
+        ``to`` (B,) is the level at which a step ends, for a network that hears it.
+
         Raises:
-            ValueError: x has another shape, or labels are missing where the network has classes, or given where it
+            ValueError: x has another shape, or labels or ends are missing where the network has them, or given where it
                 has none.
         """
         if x.ndim != 2 or x.shape[1] != self.inlet.in_features:
             raise ValueError(f"this MLP takes points (B, {self.inlet.in_features}), got {tuple(x.shape)}")
-        films = self.film(self.conditioning(level, cond)).chunk(len(self.blocks), 1)
+        films = self.film(self.conditioning(level, cond, to)).chunk(len(self.blocks), 1)
         h = self.inlet(x)
         for block, film in zip(self.blocks, films, strict=True):
             h = block(h, film)

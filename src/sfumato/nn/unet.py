@@ -30,6 +30,7 @@ class UNet(nn.Module):
         classes: number of class labels; 0 means there are none.
         dropout: probability of dropping a hidden activation in training.
         out: channels of the output; by default as many as of the images.
+        ends: whether the network hears the level at which a step ends.
         precision: "bf16" computes inside the network in bfloat16 (autocast); weights and output keep their type.
 
     Raises:
@@ -46,6 +47,7 @@ class UNet(nn.Module):
         classes: int = 0,
         dropout: float = 0.0,
         out: int | None = None,
+        ends: bool = False,
         precision: Literal["fp32", "bf16"] = "fp32",
     ):
         super().__init__()
@@ -54,7 +56,7 @@ class UNet(nn.Module):
         self.precision = precision
         self.multiple = 2 ** (len(widths) - 1)
         embedding = 4 * widths[0]
-        self.conditioning = Conditioning(embedding, classes)
+        self.conditioning = Conditioning(embedding, classes, ends)
         self.inlet = started(nn.Conv2d(channels, widths[0], 3, padding=1))
         self.down = nn.ModuleList(Stage(w, blocks, a, dropout) for w, a in zip(widths, attention, strict=True))
         self.up = nn.ModuleList(Stage(w, blocks, a, dropout) for w, a in zip(widths, attention, strict=True))
@@ -67,13 +69,15 @@ class UNet(nn.Module):
         self.film = started(nn.Linear(embedding, sum(self.film_sizes)), 0.0)
         self.outlet = started(nn.Conv2d(widths[0], out or channels, 3, padding=1), 0.0)
 
-    def forward(self, x: Tensor, level: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, level: Tensor, cond: Tensor | None = None, to: Tensor | None = None) -> Tensor:
         """Images x (B, C, H, W) of unit variance at noise level (B,), about -logsnr / 8, to (B, out, H, W), same type.
+
+        ``to`` (B,) is the level at which a step ends, for a network that hears it.
 
         Sizes that the levels cannot halve evenly are padded with zeros below and to the right, and cropped back.
 
         Raises:
-            ValueError: x has another shape, or labels are missing where the network has classes, or given where it
+            ValueError: x has another shape, or labels or ends are missing where the network has them, or given where it
                 has none.
         """
         if x.ndim != 4 or x.shape[1] != self.inlet.in_channels:
@@ -82,11 +86,11 @@ class UNet(nn.Module):
         fits = height % self.multiple == width % self.multiple == 0
         padded = x if fits else F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            out = self._forward(padded, level, cond)
+            out = self._forward(padded, self.conditioning(level, cond, to))
         return (out if fits else out[:, :, :height, :width]).to(x.dtype).contiguous()
 
-    def _forward(self, x: Tensor, level: Tensor, cond: Tensor | None) -> Tensor:
-        films = iter(self.film(self.conditioning(level, cond))[:, :, None, None].split(self.film_sizes, 1))
+    def _forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
+        films = iter(self.film(conditioning)[:, :, None, None].split(self.film_sizes, 1))
         # channels-last memory from here on; said with permute, which vmap knows, unlike memory formats
         h = self.inlet(x).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         skips = []

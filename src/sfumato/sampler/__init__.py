@@ -10,11 +10,13 @@ from sfumato.sampler.adaptive import Adaptive
 from sfumato.sampler.ancestral import Ancestral
 from sfumato.sampler.base import Sampler, State, encode, generate, trajectory
 from sfumato.sampler.ddim import DDIM
+from sfumato.sampler.flowmap import Consistency, FlowMap
 from sfumato.sampler.langevin import AnnealedLangevin, PredictorCorrector, langevin
 from sfumato.sampler.restart import Restart
 from sfumato.sampler.rungekutta import DPM2, Euler, Heun
 from sfumato.sampler.sde import EulerMaruyama, ReverseDiffusion
 from sfumato.sampler.singlestep import DPMpp2S, DPMpp3S
+from sfumato.sampler.tuned import Tuned
 from sfumato.sampler.unmask import Unmask
 
 __all__ = [
@@ -26,10 +28,12 @@ __all__ = [
     "Adaptive",
     "Ancestral",
     "AnnealedLangevin",
+    "Consistency",
     "DPMpp2S",
     "DPMpp3S",
     "Euler",
     "EulerMaruyama",
+    "FlowMap",
     "Halved",
     "Heun",
     "Midpoint",
@@ -38,6 +42,7 @@ __all__ = [
     "ReverseDiffusion",
     "Sampler",
     "State",
+    "Tuned",
     "Unmask",
     "encode",
     "generate",
@@ -84,6 +89,8 @@ SAMPLERS: dict[str, Callable[[], Sampler]] = {
     "predictor-corrector": lambda: PredictorCorrector(predictor=ReverseDiffusion()),
     "restart": lambda: Restart(Heun()),
     "adaptive": Adaptive,
+    "flowmap": FlowMap,
+    "consistency": Consistency,
     "unmask": Unmask,
     "unmask-confidence": lambda: Unmask("confidence"),
 }

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sfumato.defaults import GRID, STEPS
-from sfumato.denoise import Model
+from sfumato.denoise import GIVES, Model, meaning
 from sfumato.dist import Rng
 from sfumato.errors import UserError
 from sfumato.grid import times
@@ -42,12 +42,14 @@ class Sampler(ABC):
         calls: network calls a step.
         stochastic: whether steps draw noise; then ``order`` is that of the law (weak order).
         source: paper and equation.
+        takes: what the estimates it works with may stand for, keys of ``sfumato.denoise.GIVES``.
     """
 
     order: int
     calls: int = 1
     stochastic: bool = False
     source: str
+    takes: tuple[str, ...] = ("mean", "map")
 
     def path(self, stops: Sequence[Instant]) -> Sequence[Instant]:
         """Return where to stop, given the stops of a grid: the same, unless the sampler goes other ways.
@@ -115,10 +117,11 @@ class _Counted:
 
     def __init__(self, model: Model) -> None:
         self.model, self.process, self.calls = model, model.process, 0
+        self.gives = meaning(model)
 
-    def __call__(self, x_t: Tensor, t: Time) -> Any:
+    def __call__(self, x_t: Tensor, t: Time, s: Time | None = None) -> Any:
         self.calls += 1
-        return self.model(x_t, t)
+        return self.model(x_t, t) if s is None else self.model(x_t, t, s=s)
 
 
 @torch.no_grad()
@@ -212,6 +215,12 @@ def first_order(process: Gaussian, estimate: Estimate, t: Instant, s: Instant) -
 def _way(model: Model, sampler: Sampler, x: Tensor, stops: Sequence[Instant], rng: Rng) -> Iterator[State]:
     """Yield the states at the stops; equation (1)."""
     counted = _Counted(model)
+    if counted.gives not in sampler.takes:
+        wanted = " or ".join(GIVES[kind] for kind in sampler.takes)
+        raise UserError(
+            f"the sampler needs a model that gives {wanted}, this one gives {GIVES[counted.gives]}: 'sfumato samplers' "
+            "says what each takes"
+        )
     memory = sampler.init(counted, x, stops)
     _check(x, 0, stops[0])
     yield State(0, stops[0].t, x, None, 0)

@@ -195,7 +195,9 @@ def verdict(path: Path, weights: str | None, notes: list[str]) -> str:
         rows = [
             [
                 safe(measure["name"]),
-                *(number(float(measure[key])) for key in ("value", "real", "trivial")),
+                number(float(measure["value"])),
+                f"{number(float(measure['low']))} to {number(float(measure['high']))}",
+                *(number(float(measure[key])) for key in ("real", "trivial")),
                 safe(measure["better"]),
             ]
             for measure in told["measures"]
@@ -207,5 +209,5 @@ def verdict(path: Path, weights: str | None, notes: list[str]) -> str:
         return ""
     if weights is not None and told["weights"] != weights:
         notes.append(f"{path.name} is of other weights than the newest; 'sfumato evaluate' brings it up to date")
-    heads = ["measure", "samples", "real data", "values drawn one by one", "better"]
+    heads = ["measure", "samples", "95%", "real data", "values drawn one by one", "better"]
     return f'<h2>Evaluation</h2>\n<p class="grey">{head}</p>\n{table(heads, rows, "wide")}'

@@ -24,11 +24,10 @@ from torch import Tensor
 from sfumato.data import NAMES
 from sfumato.data import load as load_data
 from sfumato.data.picture import Pixels
-from sfumato.engine.generate import Way
+from sfumato.engine.generate import Wish
 from sfumato.engine.run import Run
 from sfumato.errors import UserError, choose, nearest
 from sfumato.files import write_png
-from sfumato.grid import times
 from sfumato.sampler import sampler
 from sfumato.schedule import SCHEDULES
 from sfumato.view import plane, plots
@@ -42,20 +41,15 @@ STRIP, CLOUDS = 8, 5  # steps of a strip of pictures, and of a row of clouds; bo
 BOTH = 3  # pictures where both ways are drawn
 
 
-def show(
-    source: str, *, gif: bool, schedule: str, steps: int, seed: int, method: str, grid: str, out: str | None
-) -> list[Path]:
+def show(source: str, wish: Wish, gif: bool, schedule: str, out: str | None) -> list[Path]:
     """Draw the pictures of a run or of data; see ``sfumato.verbs.show``.
 
     Args:
         source: folder of a run (it has a config.toml), or data as for ``sfumato.data.load``; a name known to that
             goes before a folder.
+        wish: how samples are drawn; its seed is of the choice of data too.
         gif: draw animations too.
         schedule: name of the schedule where there is no run.
-        steps: steps of the way back.
-        seed: of the noise, and of the choice of data.
-        method: name of the sampler.
-        grid: name of the grid, or its times.
         out: folder; by default show/ in the run, or show/ and the name of the data.
 
     Returns:
@@ -65,16 +59,16 @@ def show(
         UserError: neither a run nor data, an unknown name, or a file of a picture's name that is not one of ours;
             nothing is written then.
     """
-    way = Way(seed=seed, steps=steps, method=method, grid=grid)
-    sampler(method)
+    if wish.method not in (None, "tuned"):
+        sampler(str(wish.method))
     if _is_run(source):
         run = Run.open(Path(source))
-        subject, folder = of_run(run, way), run.folder / "show"
+        subject, folder = of_run(run, wish), run.folder / "show"
     else:
         if source not in NAMES and not _found(Path(source)):
             raise UserError(f"no run, data set or path '{source}'{nearest(source, NAMES)}")
         choose("schedule", schedule, SCHEDULES)
-        subject = of_data(load_data(source), schedule, way)
+        subject = of_data(load_data(source), schedule, wish)
         folder = Path("show") / subject.name
     folder = folder if out is None else Path(out)
     drawers = _drawers(subject, gif)
@@ -84,7 +78,7 @@ def show(
     drawn = {name: draw(subject) for name, draw in drawers.items()}
     written = []
     for name, picture in drawn.items():
-        recipe = subject.recipe | asdict(ways.get(name, way)) | {"picture": name}
+        recipe = subject.recipe | asdict(ways.get(name, subject.way)) | {"picture": name}
         if isinstance(picture, list):
             written.append(write_gif(folder / name, picture, recipe))
         else:
@@ -122,7 +116,7 @@ def _drawers(subject: Subject, gif: bool) -> dict[str, Callable[[Subject], Pixel
     drawers: dict[str, Callable[[Subject], Pixels | list[Pixels]]] = {"schedule.png": _schedule}
     if subject.points and subject.codec.dims != (2,):
         return drawers
-    if subject.points and subject.model is not None:
+    if subject.points and subject.model is not None and subject.model.denoiser.gives in ("mean", "map"):
         drawers |= {"score.png": plane.score, "density.png": plane.density, "paths.png": plane.paths}
     drawers |= {"forward.png": _forward} | ({"forward.gif": _forward_frames} if gif else {})
     if subject.model is not None:
@@ -132,8 +126,7 @@ def _drawers(subject: Subject, gif: bool) -> dict[str, Callable[[Subject], Pixel
 
 
 def _schedule(subject: Subject) -> Pixels:
-    way, schedule = subject.way, subject.process.schedule
-    stops = times(way.grid, way.steps, schedule)
+    stops = subject.times
     subtitle = f"Points: the {len(stops)} stops of the way back in {len(stops) - 1} steps on the {subject.grid}"
     return plots.schedules(f"The {subject.schedule} schedule", subtitle, subject.schedule, stops.numpy())
 

@@ -16,11 +16,13 @@ from torch import Tensor
 from sfumato import __version__
 from sfumato.data import Codec, Dataset
 from sfumato.data.picture import Pixels, cloud
+from sfumato.defaults import GRID, SAMPLER, STEPS
 from sfumato.denoise import Given
 from sfumato.dist import stream
-from sfumato.engine.generate import Way
+from sfumato.engine.generate import Way, Wish
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
+from sfumato.grid import times
 from sfumato.models.diffusion import Diffusion
 from sfumato.process import Gaussian
 from sfumato.rows import input_scale
@@ -89,8 +91,19 @@ class Subject:
 
     @property
     def slow_way(self) -> Way:
-        """The way back in steps small enough for the eye."""
-        return replace(self.way, steps=max(self.way.steps, FRAMES))
+        """The way back in steps small enough for the eye; a student's or a tuned way goes in its own steps alone."""
+        if self.model is not None and self.model.denoiser.gives not in ("mean", "map"):
+            return self.way
+        way = replace(self.way, method=SAMPLER, grid=GRID) if self.way.method == "tuned" else self.way
+        return replace(way, steps=max(way.steps, FRAMES))
+
+    @property
+    def times(self) -> Tensor:
+        """Where the way back stops."""
+        way, schedule = self.way, self.process.schedule
+        if self.model is not None and way.method == "tuned":
+            return torch.tensor(self.model.tuned[way.steps].stops, dtype=torch.float64)
+        return times(way.grid, way.steps, schedule)
 
     @property
     def flow_way(self) -> Way:
@@ -182,7 +195,7 @@ class Subject:
         return x[: min(most, max(VALUES // (channels * min(height, WIDE) * min(width, WIDE) * often), 1))]
 
 
-def of_run(run: Run, way: Way) -> Subject:
+def of_run(run: Run, wish: Wish) -> Subject:
     """Return a run as a subject; its data count as gone if they have changed."""
     model, notes = run.load()
     dataset: Dataset | None
@@ -195,16 +208,17 @@ def of_run(run: Run, way: Way) -> Subject:
     schedule = run.config.model.schedule
     start = "samples" if dataset is None else "data"
     recipe = run.recipe(model, notes) | {"schedule": schedule, "start": start}
-    return Subject(run.folder.name, model.codec, schedule, way, dataset, model, recipe)
+    return Subject(run.folder.name, model.codec, schedule, wish.way(model), dataset, model, recipe)
 
 
-def of_data(dataset: Dataset, schedule: str, way: Way) -> Subject:
+def of_data(dataset: Dataset, schedule: str, wish: Wish) -> Subject:
     """Return data alone as a subject.
 
     Args:
         dataset: the data.
         schedule: name of the schedule of the way to noise.
-        way: how samples would be drawn; its seed chooses data and noise.
+        wish: how samples would be drawn; its seed chooses data and noise.
     """
     recipe = {"sfumato": __version__, "data": dataset.name, "fingerprint": dataset.fingerprint, "schedule": schedule}
-    return Subject(dataset.name, dataset.codec, schedule, way, dataset, None, recipe)
+    usual = Way(wish.seed, wish.steps or STEPS, wish.method or SAMPLER, wish.grid or GRID)
+    return Subject(dataset.name, dataset.codec, schedule, usual, dataset, None, recipe)

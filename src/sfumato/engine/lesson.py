@@ -1,0 +1,95 @@
+"""How a student is taught: by which method of flowmap.py, by whom, and how far the lesson is.
+
+The teacher's weights lie in the student's folder, so that a run needs no other to go on. A method of several stages
+replaces them on the way by the student's average, which then is part of a checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.denoise import Denoiser
+from sfumato.engine.checkpoint import read_weights
+from sfumato.engine.distributed import whole
+from sfumato.engine.run import Run, restore
+from sfumato.errors import choose
+from sfumato.flowmap import METHODS
+from sfumato.models.diffusion import Diffusion
+
+__all__ = ["Lesson", "Objective"]
+
+
+class Lesson:
+    """The method, the teacher, and the stage.
+
+    Args:
+        run: of the student.
+        model: of the student, which takes the teacher's weights.
+        device: where to compute.
+
+    Raises:
+        UserError: an unknown method, or a file of the teacher's weights that is not whole.
+    """
+
+    def __init__(self, run: Run, model: Diffusion, device: torch.device) -> None:
+        student = run.config.student
+        self.method = choose("method", student.method, METHODS)(student.calls)
+        weights = read_weights(run.teacher, student.weights)
+        self.teacher = replace(run.config.model, gives="mean").build(model.codec, model.classes)
+        restore(self.teacher, weights, "", run.teacher)
+        self.teacher.to(device).requires_grad_(False).eval()
+        model.load_state_dict(weights, strict=False)  # what hears a step's end is the student's own
+        self.run, self.stage, self.done = run, 0, 0.0
+
+    def go_on(self, done: float, average: Diffusion) -> None:
+        """Take note of the share that is done; where a stage begins, the student's average becomes the teacher.
+
+        Args:
+            done: share of the training, in [0, 1).
+            average: of the student.
+        """
+        self.done = done
+        if int(done * self.method.stages) > self.stage:
+            self.stage += 1
+            weights = {name: whole(tensor) for name, tensor in average.state_dict().items()}
+            restore(self.teacher, weights, "", self.run.folder)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must hold of the teacher."""
+        kept = self.teacher.state_dict() if self.method.stages > 1 else {}
+        return {f"teacher.{name}": tensor for name, tensor in kept.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor], stage: int) -> None:
+        """Take up the lesson where a checkpoint left it.
+
+        Args:
+            tensors: of the checkpoint.
+            stage: that it tells.
+        """
+        self.stage = stage
+        if self.method.stages > 1:
+            restore(self.teacher, dict(tensors), "teacher.", self.run.checkpoints)
+
+
+class Objective(nn.Module):
+    """The loss as the forward pass of a module: what DDP joins is what is called.
+
+    Args:
+        denoiser: that is trained.
+        lesson: of a student.
+    """
+
+    def __init__(self, denoiser: Denoiser, lesson: Lesson | None) -> None:
+        super().__init__()
+        self.denoiser, self.lesson = denoiser, lesson
+
+    def forward(self, x_0: Tensor, cond: Tensor | None, rng: torch.Generator, t: Tensor) -> Tensor:
+        """Return the loss of each example, (B,); arguments as for ``Denoiser.loss``."""
+        if self.lesson is None:
+            return self.denoiser.loss(x_0, cond, rng, t)
+        teacher, done = self.lesson.teacher.denoiser, self.lesson.done
+        return self.lesson.method.loss(self.denoiser, teacher, x_0, cond, rng, t, done)

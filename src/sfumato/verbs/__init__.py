@@ -1,0 +1,24 @@
+"""The verbs of sfumato: the functions of the Python API and, by the same names and defaults, of the command line.
+
+The command line is made from their signatures and docstrings, so the two cannot differ. Heavy imports stay inside the
+functions: ``sfumato --help`` must not wait for PyTorch.
+"""
+
+from sfumato.verbs.drawing import load, sample, samplers, show
+from sfumato.verbs.judging import evaluate, inspect, likelihood, report
+from sfumato.verbs.training import distill, plan, resume, train
+
+__all__ = [
+    "distill",
+    "evaluate",
+    "inspect",
+    "likelihood",
+    "load",
+    "plan",
+    "report",
+    "resume",
+    "sample",
+    "samplers",
+    "show",
+    "train",
+]

@@ -1,0 +1,130 @@
+"""The verbs that use models: sample, show, load, and what there is to choose from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from sfumato.verbs.words import Class, Count, Folder
+
+if TYPE_CHECKING:
+    from sfumato.models.diffusion import Diffusion
+    from sfumato.view.catalogue import Catalogue
+
+__all__ = ["load", "sample", "samplers", "show"]
+
+
+def sample(
+    run: Folder,
+    *,
+    n: Count = 64,
+    steps: int | None = None,
+    seed: int = 0,
+    class_: Class = None,
+    sampler: str | None = None,
+    grid: str | None = None,
+    first: int = 0,
+    shards: int | None = None,
+    format: Literal["png", "csv", "npz", "tar"] | None = None,
+    threads: int | None = None,
+    out: str | None = None,
+    device: str | None = None,
+) -> list[Path]:
+    """Draw new examples: a file for each and a picture of all. Sample i depends on the weights, the seed and i alone.
+
+    With shards, for many: the same command again makes the shards that are missing, and only those; started by
+    torchrun, or with RANK and WORLD_SIZE in the environment, each worker makes its share of them.
+
+    Args:
+        run: folder of a trained run.
+        n: how many.
+        steps: steps of the sampler; by default 12, or those a student was taught for.
+        seed: of the noise.
+        class_: name or index of one class; by default every class in turn.
+        sampler: its name; `sfumato samplers` lists them. By default dpm++3m, a student's own, or what tune-sampler
+            learned for so many steps.
+        grid: where the steps stop: uniform, logsnr (the default), karras, trailing, or the times themselves, such as
+            1,0.5,0.
+        first: index of the first sample, to make again one that was seen.
+        shards: parts in which they are made, each of whole batches; those that are done survive any crash.
+        format: of a shard: png or csv (a folder), npz (arrays), tar (WebDataset); by default a file for each.
+        threads: of the CPU, on whose number the last bits may depend; by default as many as trained the run.
+        out: folder for the files; by default one below the run whose name says how they were made.
+        device: cpu, cuda or mps.
+
+    Returns:
+        The files or shards, the picture of all last, or in a bulk that is not complete its bulk.json.
+
+    Raises:
+        UserError: no such run, class, sampler or grid; a format that is not for the data; or ``out`` holds other files.
+    """
+    from sfumato.engine.bulk import bulk
+    from sfumato.engine.choices import device_of
+    from sfumato.engine.formats import format_of
+    from sfumato.engine.generate import Wish, drawing, generate
+
+    wish = Wish(seed=seed, steps=steps, method=sampler, grid=grid)
+    folder = None if out is None else Path(out)
+    with drawing(Path(run), wish, class_, device_of(device)[0], threads) as draws:
+        indices = range(first, first + n)
+        if shards is None and format in (None, format_of(draws.model.codec.kind)):
+            return generate(draws, indices, folder)
+        return bulk(draws, indices, 1 if shards is None else shards, format, folder)
+
+
+def samplers() -> Catalogue:
+    """List the samplers (order, network calls a step, noise, source) and the grids of the way back."""
+    from sfumato.view.catalogue import catalogue
+
+    return catalogue()
+
+
+def show(
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN|DATA")]],
+    *,
+    gif: bool = False,
+    schedule: str = "cosine",
+    steps: int | None = None,
+    seed: int = 0,
+    sampler: str | None = None,
+    grid: str | None = None,
+    out: str | None = None,
+) -> list[Path]:
+    """Draw how data turn to noise and back: strips, schedules; for points paths, score and density too.
+
+    Args:
+        source: folder of a trained run, or data as for inspect (then only the way to noise is drawn).
+        gif: draw an animation too.
+        schedule: of the way to noise where there is no run.
+        steps: of the way back, as for sample.
+        seed: of the noise.
+        sampler: as for sample.
+        grid: as for sample.
+        out: folder for the pictures; by default show/ in the run, or show/ and the name of the data.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        UserError: neither a run nor data.
+    """
+    from sfumato.engine.generate import Wish
+    from sfumato.view.show import show
+
+    return show(source, Wish(seed=seed, steps=steps, method=sampler, grid=grid), gif, schedule, out)
+
+
+def load(run: str | Path) -> Diffusion:
+    """Load a trained model, with its averaged weights.
+
+    Args:
+        run: folder of the run.
+
+    Raises:
+        UserError: no such run, or a damaged checkpoint.
+    """
+    from sfumato.engine.run import Run
+
+    return Run.open(Path(run)).load()[0]

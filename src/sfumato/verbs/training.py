@@ -1,0 +1,209 @@
+"""The verbs that make models: train, plan, resume, distill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from sfumato.verbs.words import Data, Folder, Method, Size
+
+if TYPE_CHECKING:
+    from sfumato.engine.plan import Plan
+
+__all__ = ["distill", "plan", "resume", "train"]
+
+
+def train(
+    data: Data,
+    *,
+    time: str | None = None,
+    steps: int | None = None,
+    size: Size | None = None,
+    classes: bool = False,
+    out: str | None = None,
+    seed: int = 0,
+    batch: int | None = None,
+    accumulate: int = 1,
+    lr: float | None = None,
+    resolution: int | None = None,
+    skip_bad: bool = False,
+    stream: bool = False,
+    schedule: str = "cosine",
+    parameterisation: str = "edm",
+    weighting: str | None = None,
+    likelihood: bool = False,
+    learn_variance: bool = False,
+    precision: Literal["fp32", "bf16"] | None = None,
+    compile: bool = False,
+    device: str | None = None,
+    shard: bool = False,
+    save_every: float = 30.0,
+    resume: bool = False,
+    tensorboard: bool = False,
+) -> Path:
+    """Train a model on some data. What is not given is chosen, and each choice is printed with its reason.
+
+    Started by `torchrun --nproc-per-node N -m sfumato train DATA`, N processes share each step's batch.
+
+    Args:
+        data: as for inspect.
+        time: how long, such as 90s, 2m or 1h; the learning rate falls to 0 as it ends.
+        steps: how long in steps, instead of a time.
+        size: of the network.
+        classes: learn the classes of the data, to sample one of them.
+        out: folder of the run; by default runs/ and the name of the data.
+        seed: of weights, data order and noise.
+        batch: examples a step, over all processes; by default found by timing a few.
+        accumulate: parts in which each process computes its share of a step, to save memory.
+        lr: learning rate.
+        resolution: longest side to which pictures are brought.
+        skip_bad: leave unreadable files out instead of stopping at the first.
+        stream: leave pictures on disk and read each when its turn comes; by default if memory is short for them.
+        schedule: noise schedule: vp, cosine, subvp, ve, edm, flow or table.
+        parameterisation: what the network predicts: x0, eps, score, v, flow or edm.
+        weighting: what the loss weighs: elbo, sigmoid, min-snr, p2, learned, or as parameterisation; by default that.
+        likelihood: train for a tight bound on log p(x), not for samples: weighting, noise levels and data for it.
+        learn_variance: learn the noise of the way back too, for the sampler ancestral-learned.
+        precision: of the arithmetic inside the network.
+        compile: let torch.compile translate the network: minutes once, then faster steps; says what it costs.
+        device: cpu, cuda or mps.
+        shard: with torchrun, split the weights over the processes (FSDP2); by default each has all of them (DDP).
+        save_every: seconds between checkpoints.
+        resume: go on with the run if its folder exists, so that a scheduler may repeat the command.
+        tensorboard: log for TensorBoard too, in the run's folder tensorboard/.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        UserError: bad data, an impossible choice, or a folder that exists.
+    """
+    asked = dict(locals())
+    from sfumato.engine.begin import begin
+    from sfumato.engine.choices import Asked
+
+    return begin(Asked(**asked))
+
+
+def plan(
+    data: Data,
+    *,
+    workers: int = 1,
+    time: str | None = None,
+    steps: int | None = None,
+    size: Size | None = None,
+    classes: bool = False,
+    batch: int | None = None,
+    accumulate: int = 1,
+    resolution: int | None = None,
+    skip_bad: bool = False,
+    stream: bool = False,
+    likelihood: bool = False,
+    learn_variance: bool = False,
+    precision: Literal["fp32", "bf16"] | None = None,
+    compile: bool = False,
+    device: str | None = None,
+    shard: bool = False,
+    save_every: float = 30.0,
+    out: str | None = None,
+) -> Plan:
+    """Say what a training run would take (time, memory, disk) from a few real steps, and keep nothing.
+
+    Args:
+        data: as for inspect.
+        workers: processes that share the run; they are really started, here.
+        time: as for train.
+        steps: as for train.
+        size: as for train.
+        classes: as for train.
+        batch: as for train.
+        accumulate: as for train.
+        resolution: as for train.
+        skip_bad: as for train.
+        stream: as for train.
+        likelihood: as for train.
+        learn_variance: as for train.
+        precision: as for train.
+        compile: as for train.
+        device: as for train.
+        shard: as for train.
+        save_every: as for train.
+        out: a JSON file for the figures.
+
+    Raises:
+        UserError: bad data, an impossible choice, or more workers than there is room for.
+    """
+    from time import perf_counter
+
+    begun, asked = perf_counter(), dict(locals())
+    from sfumato.engine.choices import Asked
+    from sfumato.engine.plan import plan
+
+    del asked["workers"], asked["out"], asked["perf_counter"]
+    result = plan(Asked(**asked), workers, begun)
+    if out is not None:
+        result.write(Path(out))
+    return result
+
+
+def resume(run: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="RUN")]] = None) -> Path:
+    """Go on with a run that was stopped or killed, exactly where its last checkpoint left it.
+
+    Args:
+        run: its folder; by default the one below runs/ that was written to last.
+
+    Returns:
+        The folder of the run.
+
+    Raises:
+        UserError: no such run, a damaged checkpoint, or the data have changed.
+    """
+    from sfumato.engine.begin import go_on
+
+    return go_on(run)
+
+
+def distill(
+    run: Folder,
+    *,
+    calls: int = 1,
+    method: Method = "consistency",
+    time: str | None = None,
+    steps: int | None = None,
+    out: str | None = None,
+    seed: int = 0,
+    batch: int | None = None,
+    lr: float | None = None,
+    device: str | None = None,
+    save_every: float = 30.0,
+) -> Path:
+    """Teach a student of a trained run to draw in few network calls. It is a run like any other, and can be resumed.
+
+    Args:
+        run: folder of the teacher's run.
+        calls: network calls for which it is taught: 1, 2, 4.
+        method: consistency (ECT), progressive (halving the steps), alphaflow or meanflow (steps of any length, which
+            keep the score too).
+        time: how long, such as 90s, 10m or 1h; by default 10m.
+        steps: how long in steps, instead of a time.
+        out: folder of the student's run; by default runs/ and the teacher's name with the calls.
+        seed: of data order and noise.
+        batch: examples a step.
+        lr: learning rate.
+        device: cpu, cuda or mps.
+        save_every: seconds between checkpoints.
+
+    Returns:
+        The folder of the student's run.
+
+    Raises:
+        UserError: no such run, one that is a student itself or cannot teach, an impossible choice, or a folder that
+            exists.
+    """
+    asked = dict(locals())
+    from sfumato.engine.distill import Wanted, distill
+
+    del asked["run"], asked["out"]
+    return distill(Path(run), Wanted(**asked), None if out is None else Path(out))

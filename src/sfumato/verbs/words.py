@@ -1,0 +1,24 @@
+"""The words that several verbs share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import tyro
+
+__all__ = ["Class", "Count", "Data", "Folder", "Method", "Others", "Size"]
+
+Data = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
+"""Data that are needed."""
+Others = tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="DATA")]]
+"""Data that may be named."""
+Folder = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN")]]
+"""The folder of a run."""
+Count = Annotated[int, tyro.conf.arg(aliases=["-n"])]
+"""How many."""
+Class = Annotated[str | None, tyro.conf.arg(name="class")]
+"""A class, under a name that Python keeps for itself."""
+Size = Literal["tiny", "small", "base"]
+"""Of a network."""
+Method = Literal["consistency", "progressive", "alphaflow", "meanflow"]
+"""A key of ``sfumato.flowmap.METHODS``, which is not imported for it."""

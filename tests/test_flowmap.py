@@ -1,0 +1,304 @@
+"""Networks that jump, against exact flow maps: quantile maps on the line, linear maps of Gaussians."""
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from oracles import SCHEDULES, At, Exact, Quantiles, flow_map, gaussian, line, mixture, tensor
+from sfumato import flowmap
+from sfumato.denoise import Denoiser
+from sfumato.density import flow_logp, vlb
+from sfumato.dist import stream
+from sfumato.errors import UserError
+from sfumato.flowmap import METHODS, AlphaFlow, ConsistencyTuning, MeanFlow, Progressive, halved
+from sfumato.nn import MLP, UNet
+from sfumato.process import Gaussian
+from sfumato.sampler import SAMPLERS, Consistency, FlowMap, generate, sampler, trajectory
+from sfumato.schedule import VP, Cosine
+from sfumato.score import score
+from sfumato.weighting import LogNormal
+
+# ── The samplers of exact maps ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("inner", [[], [0.5], [0.8, 0.3, 0.1]])
+def test_steps_of_an_exact_map_are_exact_however_long(schedule, inner):
+    process = Gaussian(SCHEDULES[schedule])
+    model = Quantiles(line(), process)
+    x = model.process.schedule.at(0.9).sigma * torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    got = generate(model, FlowMap(), x, [0.9, *inner, 0.0])
+    torch.testing.assert_close(got, model.step(x, 0.9, 0.0), rtol=0, atol=1e-9)
+
+
+def test_the_map_of_a_gaussian_is_the_quantile_map():
+    """Two oracles of one thing: the linear map in closed form, and F_s^-1 F_t."""
+    x = torch.randn(20, 1, generator=stream(1), dtype=torch.float64)
+    quantiles = Quantiles(gaussian(dim=1), Gaussian(VP()))
+    expected = flow_map(gaussian(dim=1), VP(), x, tensor(0.8), tensor(0.2))
+    torch.testing.assert_close(quantiles.step(x, 0.8, 0.2), expected, rtol=0, atol=1e-9)
+
+
+def test_of_a_mean_the_flow_map_is_ddim():
+    x = torch.randn(5, 2, generator=stream(2), dtype=torch.float64)
+    model = Exact(mixture(), Gaussian(VP()))
+    torch.testing.assert_close(
+        generate(model, FlowMap(), x, "logsnr", 9), generate(model, sampler("ddim"), x, "logsnr", 9), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("inner", [[], [0.5], [0.9, 0.7, 0.4]])
+@pytest.mark.parametrize("gives", ["end", "map"])
+def test_consistency_keeps_every_marginal(gives, inner):
+    """At every stop the law is that of q(x_s): compared by the Kolmogorov distance of 4,000 draws."""
+    model, n = Quantiles(line(), Gaussian(Cosine()), gives), 4000
+    x = torch.randn(n, 1, generator=stream(3), dtype=torch.float64)
+    for state in trajectory(model, Consistency(), x, [1.0, *inner, 0.0], rng=stream(4)):
+        ranks = model.cdf(state.x, model.process.schedule.at(state.t)).sort().values
+        distance = (ranks - torch.arange(1, n + 1) / n).abs().max()
+        assert distance < 1.95 / n**0.5  # one in a thousand by chance
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_takes_what_it_says(name):
+    if name.startswith("unmask"):
+        pytest.skip("tokens have no ends")
+    method, x = sampler(name), torch.zeros(2, 1, dtype=torch.float64)
+    for gives in ("end", "step"):
+        model = Quantiles(line(), Gaussian(VP()), gives)
+        if gives in method.takes:
+            generate(model, method, x, "logsnr", 30, rng=stream(5))
+        else:
+            with pytest.raises(UserError, match="needs a model that gives"):
+                generate(model, method, x, "logsnr", 30, rng=stream(5))
+
+
+def test_what_needs_a_mean_refuses_a_student():
+    model, x = Quantiles(line(), Gaussian(VP()), "end"), torch.zeros(2, 1, dtype=torch.float64)
+    for ask in (lambda: score(model, x, 0.5), lambda: flow_logp(model, x), lambda: vlb(model, x, steps=4)):
+        with pytest.raises(UserError, match="was distilled to give where a state's path ends: ask its teacher"):
+            ask()
+
+
+# ── What is taught ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Answer(nn.Module):
+    """A network whose x_0_hat is an exact model's: for the parameterisation x0 with sigma_data = 1."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x, level, cond=None, to=None):
+        def time(level):
+            return self.model.process.schedule.time(-8 * level.double())
+
+        t = time(level)
+        now = self.model.process.schedule.at(t)
+        x_t = x * (now.alpha**2 + now.sigma**2).sqrt()[:, None]
+        return self.model(x_t, t) if to is None else self.model(x_t, t, time(to))
+
+
+def exact(gives):
+    """The map of N(0.7, 0.5) as a denoiser whose network is right by construction."""
+    law, process = gaussian(dim=1), Gaussian(Cosine())
+
+    class Linear:
+        def __init__(self):
+            self.process = process
+
+        def __call__(self, x_t, t, s=None):
+            s = (
+                torch.zeros_like(t)
+                if gives == "end"
+                else t * (1 - 1e-9)
+                if s is None
+                else torch.minimum(s, t * (1 - 1e-9))
+            )
+            now, then = process.schedule.at(t[:, None]), process.schedule.at(s[:, None])
+            keep, signal, _ = process.bridge(now, then, eta=0.0)
+            return (flow_map(law, process.schedule, x_t, t[:, None], s[:, None]) - keep * x_t) / signal
+
+    denoiser = Denoiser(Answer(Linear()), process, parameterisation="x0", sigma_data=1.0, gives=gives, law=At(0.6))
+    return denoiser.double()
+
+
+def mean_loss_gradient(method, gives, done, n=200_000):
+    """The mean over data of d loss / d x_0_hat for the exact map: 0 if what is taught is the map; with its error."""
+    student, errors = exact(gives), []
+
+    def remember(estimate, target, eps, w):
+        errors.append((estimate.x0 - target).flatten())
+        return flowmap_error(estimate, target, eps, w)
+
+    flowmap_error, flowmap.squared_error = flowmap.squared_error, remember
+    try:
+        x_0 = gaussian(dim=1).sample(n, stream(6))
+        method.loss(student, student, x_0, None, stream(7), torch.full((n,), 0.6, dtype=torch.float64), done)
+    finally:
+        flowmap.squared_error = flowmap_error
+    (found,) = errors
+    return float(found.mean()), float(found.std() / n**0.5)
+
+
+@pytest.mark.parametrize("done", [0.0, 0.5, 0.99])
+def test_alphaflow_teaches_the_map(done):
+    """The mean of x_0_hat - x_0* over data is 0 for the exact map, whatever a."""
+    mean, error = mean_loss_gradient(AlphaFlow(still=0.0, power=0.0), "map", done)
+    assert abs(mean) < 4 * error
+
+
+def test_meanflow_teaches_the_map():
+    mean, error = mean_loss_gradient(MeanFlow(still=0.0, power=0.0), "map", 0.0)
+    assert abs(mean) < 4 * error
+
+
+def test_consistency_tuning_teaches_the_end_better_and_better():
+    """Its bias is of second order in the distance of the two levels, which halves on the way."""
+    biases = [abs(mean_loss_gradient(ConsistencyTuning(doublings=8), "end", k / 8)[0]) for k in (3, 4, 5)]
+    assert biases[2] < biases[1] < biases[0]
+
+
+def test_progressive_teaches_two_steps_in_one():
+    """Of a teacher whose steps are exact, two in one are exact too: the exact map has no error to learn from."""
+    errors, student = [], exact("map")
+
+    class Steps:
+        process, parameterisation, sigma_data = student.process, "x0", 1.0
+
+        def __call__(self, x_t, t, cond):
+            stops = halved(student.process.schedule, 2, 2)
+            after = torch.searchsorted(stops.flip(0), torch.as_tensor(t.t), right=False)
+            following = stops[len(stops) - after]
+            errors.append(following)
+            return student(x_t, t, s=following)
+
+    x_0 = gaussian(dim=1).sample(50, stream(15))
+    method = Progressive(calls=2, stages=2)
+    losses = method.loss(Twice(student, method), Steps(), x_0, None, stream(16), torch.zeros(50), 0.0)
+    assert losses.max() < 1e-10
+
+
+@dataclass
+class Twice:
+    """The exact map for the steps of the student's first grid."""
+
+    student: Denoiser
+    method: Progressive
+
+    def __getattr__(self, name):
+        return getattr(self.student, name)
+
+    def __call__(self, x_t, t, cond):
+        stops = halved(self.student.process.schedule, 2, 2)[::2]
+        after = torch.searchsorted(stops.flip(0), torch.as_tensor(t.t), right=False)
+        return self.student(x_t, t, s=stops[len(stops) - after])
+
+
+def mlp(gives, seed=0):
+    torch.manual_seed(seed)
+    network = MLP(1, width=64, depth=3, ends=gives == "map")
+    law = LogNormal(0.0, 2.0) if gives != "mean" else None
+    return Denoiser(network, Gaussian(Cosine()), sigma_data=0.95, gives=gives, law=law)
+
+
+def taught(method, teacher, steps, lr=2e-3):
+    """A student after some steps, on fresh data of the line."""
+    student = mlp(method.gives)
+    student.load_state_dict(teacher.state_dict(), strict=False)
+    optimiser = torch.optim.Adam(student.parameters(), lr=lr, betas=(0.9, 0.95))
+    average, guide, stage = copy.deepcopy(student), teacher, 0
+    for k in range(steps):
+        if int(k / steps * method.stages) > stage:
+            stage, guide = stage + 1, copy.deepcopy(average)
+        for group in optimiser.param_groups:
+            group["lr"] = lr * min(1, (steps - k) / (0.5 * steps))
+        x_0 = line().sample(512, stream(8, k)).float()
+        loss = method.loss(student, guide, x_0, None, stream(9, k), student.times(512, stream(10, k)), k / steps)
+        optimiser.zero_grad()
+        loss.mean().backward()
+        optimiser.step()
+        for ours, theirs in zip(average.parameters(), student.parameters(), strict=True):
+            ours.data.lerp_(theirs.data, 0.02)
+    return average
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    model = mlp("mean")
+    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for k in range(600):
+        for group in optimiser.param_groups:
+            group["lr"] = 2e-3 * min(1, (600 - k) / 300)
+        optimiser.zero_grad()
+        model.loss(line().sample(512, stream(11, k)).float(), rng=stream(12, k)).mean().backward()
+        optimiser.step()
+    return model.requires_grad_(False)
+
+
+TOP = float(Cosine().time(-2 * torch.tensor(80.0).double().log()))
+"""Where students begin: the noise above is taken for it."""
+
+
+def far(model, method, stops):
+    """RMS distance of the samples to those of the exact map, from the same noise."""
+    x = torch.randn(2000, 1, generator=stream(13))
+    exact_end = Quantiles(line(), Gaussian(Cosine())).step(x.double(), 1.0, 0.0)
+    with torch.no_grad():
+        end = generate(model, method, x, stops)
+    return float((end - exact_end).square().mean().sqrt())
+
+
+ON_A_LINE = {
+    "consistency": (ConsistencyTuning(doublings=5, power=0.0), 0.3),
+    "progressive": (Progressive(calls=1, stages=3), 0.3),
+    "alphaflow": (AlphaFlow(power=0.0), 0.3),  # of one value the median is not the mean
+    "meanflow": (MeanFlow(power=0.0), 0.6),
+}
+"""Each method for one-dimensional data, and what share of the teacher's distance a student keeps at most."""
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_student_learns_the_quantile_map(name, teacher):
+    """One call of the student is much nearer to the exact map than one call of the teacher (the mean of the data)."""
+    method, share = ON_A_LINE[name]
+    student = taught(method, teacher, 900)
+    before, after = far(teacher, FlowMap(), [TOP, 0.0]), far(student, usual(method), [TOP, 0.0])
+    assert before > 0.8
+    assert after < share * before
+    if method.gives == "map":  # steps of any length, and at no length still the mean of the data
+        assert far(student, FlowMap(), [TOP, 0.7, 0.4, 0.0]) < after
+        x, truth = torch.randn(500, 1, generator=stream(14)), Exact(line(), Gaussian(Cosine()))
+        for t in (0.6, 0.9):
+            assert (student(x, t).x0 - truth(x.double(), t).x0).square().mean().sqrt() < 0.2
+
+
+def usual(method):
+    return Consistency() if method.gives == "end" else FlowMap()
+
+
+# ── The network that hears where a step ends ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "make", [lambda ends: MLP(2, ends=ends), lambda ends: UNet(1, widths=(8, 16), attention=(False, True), ends=ends)]
+)
+def test_a_step_without_length_is_heard_as_none(make):
+    network = make(True)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    x = torch.randn(3, *((2,) if isinstance(network, MLP) else (1, 8, 8)))
+    level = torch.tensor([0.1, -0.5, 1.0])
+    plain = make(False)
+    plain.load_state_dict({k: v for k, v in network.state_dict().items() if ".end." not in k})
+    with torch.no_grad():
+        torch.testing.assert_close(network(x, level, to=level), plain(x, level))
+        assert not torch.allclose(network(x, level, to=level - 1), plain(x, level))
+    with pytest.raises(ValueError, match="level of their end"):
+        network(x, level)
+    with pytest.raises(ValueError, match="level of their end"):
+        plain(x, level, to=level)
