@@ -227,11 +227,12 @@ def test_every_sampler_and_grid_is_listed(capsys):
 def test_python_has_the_verbs_of_the_command_line(here):
     assert {"train", "resume", "sample", "load", "samplers", "show", "inspect", "evaluate"} <= set(dir(sfumato))
     for verb in cli.VERBS:
-        assert getattr(sfumato, verb) is getattr(verbs, verb)
+        function = getattr(verbs, verb.replace("-", "_"))
+        assert getattr(sfumato, verb.replace("-", "_")) is function
         text = subprocess.run(
             [sys.executable, "-m", "sfumato", verb, "--help"], capture_output=True, text=True, check=True
         ).stdout.partition("options ─")[2]
-        for name, parameter in inspect.signature(getattr(verbs, verb)).parameters.items():
+        for name, parameter in inspect.signature(function).parameters.items():
             if parameter.kind is parameter.KEYWORD_ONLY:
                 option = f"--{name.rstrip('_').replace('_', '-')}"
                 assert option in text

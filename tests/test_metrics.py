@@ -212,11 +212,11 @@ def test_a_missing_package_names_the_extra(monkeypatch):
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("efficientnet_lite_pytorch"), reason="efficientnet-lite-pytorch")
-def test_lite0_knows_a_cat():
-    """scikit-image's chelsea would do; without it, two photographs of scikit-learn are told apart by features alone."""
+def test_lite0_tells_photographs_apart():
+    """A temple and its mirror image have like features, a temple and a flower have not."""
     from sklearn.datasets import load_sample_images
 
-    photos = torch.stack([torch.from_numpy(p[:420, :420]) for p in load_sample_images().images]).permute(0, 3, 1, 2)
+    photos = torch.stack([torch.tensor(p[:420, :420]) for p in load_sample_images().images]).permute(0, 3, 1, 2)
     features, _ = features_of(None, (3, 420, 420))
     rows = features(photos / 127.5 - 1)
     again = features((photos / 127.5 - 1).flip(3))

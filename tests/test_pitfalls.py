@@ -72,8 +72,9 @@ from laws import output_law
 from oracles import SCHEDULES, Exact, gaussian, tensor
 from sfumato.data import load as load_data
 from sfumato.dist import stream
-from sfumato.engine.evaluate import Evaluation, compare
+from sfumato.engine.evaluate import Evaluation, Real, compare
 from sfumato.grid import GRIDS, R_MAX, R_MIN, times
+from sfumato.metrics.features import features_of
 from sfumato.process import Gaussian
 from sfumato.sampler import DDIM, Sampler, generate
 from sfumato.schedule import VP, Flow, Table
@@ -218,12 +219,18 @@ def test_sigma_data_is_that_of_the_data(digits):
 
 def test_copies_of_the_training_set_are_seen(digits):
     """improved-diffusion #63: small sets are copied. A metric says of what features it is (k-diffusion #51)."""
-    measures = compare(digits, digits.test, digits.items, digits.labels, seed=0)
-    recognised, frechet, nearest = measures
-    assert nearest.value == 0 < nearest.real
-    assert frechet.name == "frechet[64 raw values]"
-    assert frechet.value == pytest.approx(frechet.real, rel=1e-9)
+    measures, notes = compare(
+        Real(digits, digits.test, features_of("raw", (1, 8, 8))[0]), digits.items, digits.labels, 0
+    )
+    found = {measure.name.split("[")[0]: measure for measure in measures}
+    nearest, copies, recognised = (
+        found[n] for n in ("median distance to nearest train", "near copies", "recognised as asked")
+    )
+    assert nearest.value == 0 < nearest.real and copies.value == 1 and copies.real < 0.02
+    assert found["frechet"].name == "frechet[64 raw values]" and notes == []
+    assert found["frechet"].value == pytest.approx(found["frechet"].real, rel=1e-6)
+    assert found["recall"].value == found["recall"].real and found["precision"].trivial < 0.1
     assert recognised.value > 0.99 > recognised.trivial
-    said = Evaluation("run", "w", 50, 1, 2, 7, 12, "ddim", tuple(measures)).lines()
+    said = Evaluation("run", "w", "digits", "raw", 50, 1, 2, 7, 12, "ddim", "logsnr", tuple(measures)).lines()
     assert said[0].startswith("50 samples of run (seed 7, ddim, 12 steps)")
     assert all(measure.name in line for measure, line in zip(measures, said[1:], strict=True))

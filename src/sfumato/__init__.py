@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from sfumato.verbs import samplers as samplers
     from sfumato.verbs import show as show
     from sfumato.verbs import train as train
+    from sfumato.verbs import tune_sampler as tune_sampler
 
 __version__ = version("sfumato")
 
@@ -63,6 +64,7 @@ _HOME = {
             "sample",
             "samplers",
             "distill",
+            "tune_sampler",
             "evaluate",
             "likelihood",
             "show",

@@ -25,7 +25,8 @@ from sfumato.errors import UserError, nearest
 __all__ = ["main"]
 
 VERBS = (
-    "inspect", "plan", "train", "resume", "sample", "samplers", "distill", "evaluate", "likelihood", "show", "report",
+    "inspect", "plan", "train", "resume", "sample", "samplers", "distill", "tune-sampler", "evaluate",
+    "likelihood", "show", "report",
 )  # fmt: skip
 
 
@@ -62,7 +63,7 @@ def _parse(args: Sequence[str] | None) -> Callable[[], Any]:
     words = list(sys.argv[1:] if args is None else args)
     if words and not words[0].startswith("-") and words[0] not in VERBS:
         raise UserError(f"unknown verb '{words[0]}'{nearest(words[0], VERBS)}")
-    table = {name: _later(getattr(verbs, name)) for name in VERBS}
+    table = {name: _later(getattr(verbs, name.replace("-", "_"))) for name in VERBS}
     heard = io.StringIO()
     try:
         with redirect_stderr(heard):

@@ -20,6 +20,7 @@ from sfumato.engine.distributed import assign
 from sfumato.errors import UserError
 from sfumato.files import write_atomic
 from sfumato.models.diffusion import Diffusion
+from sfumato.sampler import Tuned
 
 __all__ = ["Run", "latest", "restore"]
 
@@ -153,7 +154,21 @@ class Run:
             )
         model = self.build()
         restore(model, found.tensors, "ema.", self.checkpoints)
+        model.tuned = self._tuned(model)
         return model.eval(), found.notes
+
+    def _tuned(self, model: Diffusion) -> dict[int, Tuned]:
+        """Return the ways back that were learned for these weights, by their number of steps."""
+        path = self.folder / "samplers.json"
+        if not path.exists():
+            return {}
+        try:
+            told = json.loads(path.read_text("utf-8"))
+            if told["weights"] != model.fingerprint():  # trained on since: no longer of this model
+                return {}
+            return {int(steps): Tuned.from_dict(record) for steps, record in told["tuned"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
+            raise UserError(f"{path}: damaged ({error}); remove it, and tune again") from error
 
 
 def restore(model: Diffusion, tensors: dict[str, Any], prefix: str, where: Path) -> None:

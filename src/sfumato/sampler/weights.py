@@ -6,6 +6,8 @@ With lambda = log(alpha/sigma), from lambda_t to lambda_s = lambda_t + h, and no
 (2)  sigma_s m int_0^h e^(-m v) p(lambda_s - v) dv,   m = -1            what E = eps_hat = p adds to x_s
                                        (Lu et al. 2211.01095, eq. 8; 2206.00927, eq. 3.4; Xue et al. 2309.05019, eq. 14)
 (3)  p = sum_j l_j, Lagrange's polynomials of the places where estimates were made
+
+Numbers are floats; where the stops themselves are learned they are tensors of no dimension, and so are the results.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from operator import mul
 from typing import Literal
 
 import numpy as np
+from torch import Tensor
 
-from sfumato.schedule import Instant
+from sfumato.schedule import Instant, Number
 
 __all__ = ["Source", "Weights", "integral", "lagrange", "lam", "quadrature"]
 
@@ -32,7 +35,7 @@ _PLACES, _MASSES = (part.tolist() for part in np.polynomial.legendre.leggauss(24
 
 def lam(now: Instant) -> float:
     """Return lambda = log(alpha/sigma)."""
-    return float(now.logsnr) / 2
+    return _number(now.logsnr) / 2
 
 
 def lagrange(nodes: Sequence[float], place: float) -> list[float]:
@@ -43,7 +46,8 @@ def lagrange(nodes: Sequence[float], place: float) -> list[float]:
 def quadrature(values: Callable[[float], Sequence[float]], h: float) -> Weights:
     """Return the integrals of some functions from 0 to h; exact to rounding for what is integrated here."""
     rows = [values(h * (1 + place) / 2) for place in _PLACES]
-    return tuple(h / 2 * math.fsum(map(mul, _MASSES, column)) for column in zip(*rows, strict=True))
+    add = sum if isinstance(h, Tensor) else math.fsum
+    return tuple(h / 2 * add(map(mul, _MASSES, column)) for column in zip(*rows, strict=True))
 
 
 def integral(
@@ -58,6 +62,14 @@ def integral(
         of: which of the two.
         tau: noise in [0, 1], for "x0".
     """
-    scale, m = (float(then.alpha), 1 + tau**2) if of == "x0" else (float(then.sigma), -1.0)
+    scale, m = (_number(then.alpha), 1 + tau**2) if of == "x0" else (_number(then.sigma), -1.0)
     end = lam(then)
-    return quadrature(lambda v: [scale * m * math.exp(-m * v) * value for value in values(end - v)], end - lam(now))
+    return quadrature(lambda v: [scale * m * _exp(-m * v) * value for value in values(end - v)], end - lam(now))
+
+
+def _number(value: Number) -> Number:
+    return value if isinstance(value, Tensor) else float(value)
+
+
+def _exp(power: Number) -> Number:
+    return power.exp() if isinstance(power, Tensor) else math.exp(power)

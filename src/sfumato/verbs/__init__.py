@@ -6,7 +6,7 @@ functions: ``sfumato --help`` must not wait for PyTorch.
 
 from sfumato.verbs.drawing import load, sample, samplers, show
 from sfumato.verbs.judging import evaluate, inspect, likelihood, report
-from sfumato.verbs.training import distill, plan, resume, train
+from sfumato.verbs.training import distill, plan, resume, train, tune_sampler
 
 __all__ = [
     "distill",
@@ -21,4 +21,5 @@ __all__ = [
     "samplers",
     "show",
     "train",
+    "tune_sampler",
 ]

@@ -11,8 +11,9 @@ from sfumato.verbs.words import Data, Folder, Method, Size
 
 if TYPE_CHECKING:
     from sfumato.engine.plan import Plan
+    from sfumato.engine.tune import Tuning
 
-__all__ = ["distill", "plan", "resume", "train"]
+__all__ = ["distill", "plan", "resume", "train", "tune_sampler"]
 
 
 def train(
@@ -207,3 +208,27 @@ def distill(
 
     del asked["run"], asked["out"]
     return distill(Path(run), Wanted(**asked), None if out is None else Path(out))
+
+
+def tune_sampler(
+    run: Folder, *, calls: int = 5, paths: int = 256, rounds: int = 120, seed: int = 0, device: str | None = None
+) -> Tuning:
+    """Learn a way back of few network calls for a trained run, without training its network.
+
+    It is kept with the run, and used by `sfumato sample RUN --steps CALLS` by default.
+
+    Args:
+        run: folder of a trained run.
+        calls: network calls, at least 2.
+        paths: from noise to data in 48 steps to learn from.
+        rounds: steps of the optimiser.
+        seed: of the noise.
+        device: cpu, cuda or mps.
+
+    Raises:
+        UserError: no such run, a student's, or numbers that are too small.
+    """
+    from sfumato.engine.choices import device_of
+    from sfumato.engine.tune import tune
+
+    return tune(Path(run), calls, paths, rounds, seed, device_of(device)[0])

@@ -1,0 +1,250 @@
+"""A way back learned for one number of calls: its stops, the times the network hears, and the weights of the estimates.
+
+(1)  minimise the mean distance |x(z; table) - x*(z)| / sqrt(d) over noise z,  x* the end of many steps from the same z
+
+The table (sampler/tuned.py) starts as DPM-Solver++ 3M on the usual grid. Its stops move with the weights that belong to
+them, which are the integrals of sampler/weights.py; what is learned of the weights is a correction. A few dozen numbers
+and a few hundred paths of the teacher are enough (Tong et al. 2405.15506; Zhou et al. 2502.17423). The model's own
+weights stay as they are. Kept in the run as samplers.json, for these weights alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise, zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.denoise import Given, need_mean
+from sfumato.dist import stream
+from sfumato.engine.interrupt import Interrupt
+from sfumato.engine.machine import pages_kept
+from sfumato.engine.progress import Watch, duration, watch
+from sfumato.engine.run import Run
+from sfumato.errors import UserError
+from sfumato.files import write_atomic
+from sfumato.grid import logsnr
+from sfumato.models.diffusion import Diffusion
+from sfumato.sampler import Adams, Tuned, generate
+from sfumato.sampler.weights import lam
+from sfumato.schedule import Instant, Schedule
+
+__all__ = ["Table", "Tuning", "tune"]
+
+START = Adams(3, 1)  # the usual sampler; steps look back at as many estimates
+MANY = 48  # steps of the way whose end is the aim
+BATCH = 32
+HELD_OUT = 64
+LR = 0.02
+PATHS = 0  # what a stream is for
+
+
+class Table(nn.Module):
+    """The numbers of a way back as parameters; equation (1) of sampler/tuned.py.
+
+    Args:
+        schedule: of the process.
+        calls: steps, at least 2.
+    """
+
+    def __init__(self, schedule: Schedule, calls: int) -> None:
+        super().__init__()
+        self.schedule, self.calls = schedule, calls
+        inner = logsnr(calls, schedule)[1:-1]
+        self.levels = nn.Parameter(schedule.logsnr(inner) / 2)  # lambda of the stops between
+        self.shift = nn.Parameter(torch.zeros(calls - 1, dtype=torch.float64))  # of what the network hears there
+        rows = [torch.zeros(min(k + 1, START.points), dtype=torch.float64) for k in range(calls)]
+        self.more = nn.ParameterList(rows)
+
+    def stops(self) -> list[Instant]:
+        """Return where the way stops, from 1 to 0."""
+        times = self.schedule.time(2 * self.levels)
+        return [self.schedule.at(1.0), *(self.schedule.at(t) for t in times.unbind()), self.schedule.at(0.0)]
+
+    def heard(self) -> list[Instant]:
+        """Return the time that the network hears at each stop but the last."""
+        times = self.schedule.time(2 * (self.levels + self.shift)).clamp(max=1.0)
+        return [self.schedule.at(1.0), *(self.schedule.at(t) for t in times.unbind())]
+
+    def rows(self) -> Iterator[tuple[Any, list[Any]]]:
+        """Yield keep and the weights of each step, newest estimate first: those of START, and what was learned."""
+        stops, fix = self.stops(), None
+        nodes: list[Any] = []  # lambdas of the estimates so far
+        for k, (now, then) in enumerate(pairwise(stops)):
+            keep = then.sigma / now.sigma
+            if k + 1 < self.calls and (k > 0 or math.isfinite(now.logsnr)):
+                nodes = [lam(now), *nodes][: START.points]
+                weights = list(START.weights(nodes, now, then))
+            else:
+                nodes, weights = [], [then.alpha - keep * now.alpha]
+            if fix is not None:  # the first step is corrected by the second's estimate, once that is made
+                newest, first = fix
+                weights = [w + keep * f for w, f in zip_longest(weights, (newest, first), fillvalue=0.0)]
+                fix = None
+            elif nodes and k == 0:
+                newest, first = START.weights([lam(then), *nodes], now, then)
+                fix = newest, first - weights[0]
+            yield keep, [w + more for w, more in zip_longest(weights, self.more[k], fillvalue=0.0)]
+
+    def forward(self, model: Given, x: Tensor) -> Tensor:
+        """Return the end of the way from noise x (B, ...)."""
+        past: list[Tensor] = []
+        for heard, (keep, weights) in zip(self.heard(), self.rows(), strict=True):
+            past = [model(x, heard).x0, *past][: START.points]
+            x = _times(keep, x)
+            for weight, x0 in zip(weights, past, strict=False):
+                x = x + _times(weight, x0)
+        return x
+
+    @torch.no_grad()
+    def frozen(self) -> Tuned:
+        """Return the way as a sampler."""
+        rows = list(self.rows())
+        return Tuned(
+            stops=tuple(float(stop.t) for stop in self.stops()),
+            heard=tuple(float(now.t) for now in self.heard()),
+            keep=tuple(float(keep) for keep, _ in rows),
+            weights=tuple(tuple(map(float, weights)) for _, weights in rows),
+        )
+
+
+def _times(factor: Any, x: Tensor) -> Tensor:
+    return x * (factor.to(x) if isinstance(factor, Tensor) else factor)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was learned.
+
+    Attributes:
+        file: where it lies.
+        calls: steps, each of one network call.
+        before: distance to the end of many steps, root mean square over the values, of unseen noise; as it began.
+        after: the same with what was learned.
+        seconds: that it took.
+    """
+
+    file: Path
+    calls: int
+    before: float
+    after: float
+    seconds: float
+
+    def lines(self) -> list[str]:
+        """Return the report."""
+        better = "kept" if self.after < self.before else "no better than the usual way, which stays"
+        return [
+            f"{self.calls} calls: distance to the end of {MANY} steps {self.before:.4f} -> {self.after:.4f} ({better})",
+            f"{duration(self.seconds)}; in {self.file}, used by default for --steps {self.calls}",
+        ]
+
+
+def tune(folder: Path, calls: int, paths: int, rounds: int, seed: int, device: str) -> Tuning:
+    """Learn a way back of some calls and keep it with the run.
+
+    Args:
+        folder: of the run.
+        calls: steps, at least 2.
+        paths: of the teacher to learn from.
+        rounds: steps of the optimiser.
+        seed: of the noise.
+        device: where to compute.
+
+    Raises:
+        UserError: no such run, a student's, too few calls, paths or rounds.
+    """
+    if calls < 2:
+        raise UserError(f"--calls must be at least 2, got {calls}: one step has nothing to tune; 'sfumato distill' has")
+    if paths < BATCH or rounds < 1:
+        raise UserError(f"tuning needs at least {BATCH} --paths and one of --rounds, got {paths} and {rounds}")
+    started, run = time.monotonic(), Run.open(folder)
+    precise = replace(run, config=replace(run.config, model=replace(run.config.model, precision="fp32")))
+    model, notes = precise.load()
+    need_mean(model.denoiser, "tuning a sampler")
+    model.to(device).requires_grad_(False)
+    pages_kept()
+    show = watch("tune", "round")
+    with Interrupt() as stop:
+        try:
+            noise, ends = _paths(model, paths + HELD_OUT, seed, show, stop)
+            table = Table(model.denoiser.process.schedule, calls)
+            before = _distance(table, model, noise[paths:], ends[paths:])
+            _learn(table, model, noise[:paths], ends[:paths], rounds, seed, show, stop)
+            after = _distance(table, model, noise[paths:], ends[paths:])
+        finally:
+            show.close()
+    result = Tuning(folder / "samplers.json", calls, before, after, time.monotonic() - started)
+    if after < before:
+        _keep(result, table.frozen(), run.recipe(model, notes) | {"paths": paths, "rounds": rounds, "seed": seed})
+    return result
+
+
+def _given(model: Diffusion, index: Tensor) -> Given:
+    labels = model.labels(index.tolist())
+    return Given(model.denoiser, None if labels is None else labels.to(model.device))
+
+
+@torch.no_grad()
+def _paths(model: Diffusion, n: int, seed: int, show: Watch, stop: Interrupt) -> tuple[Tensor, Tensor]:
+    """Return noise (n, ...) and where many steps lead from it."""
+    blank = torch.zeros(n, *model.codec.dims)
+    noise = model.denoiser.process.prior(blank).sample([stream(seed, PATHS, i) for i in range(n)])
+    ends = []
+    for index in torch.split(torch.arange(n), BATCH):
+        if stop:
+            raise KeyboardInterrupt
+        ends.append(generate(_given(model, index), START, noise[index].to(model.device), steps=MANY).cpu())
+        show.update(len(torch.cat(ends)), n, f"paths of {MANY} steps")
+    return noise, torch.cat(ends)
+
+
+def _error(table: Table, model: Diffusion, index: Tensor, noise: Tensor, ends: Tensor) -> Tensor:
+    """Return the mean square distance of each example, (B,)."""
+    end = table(_given(model, index), noise[index].to(model.device))
+    square: Tensor = (end - ends[index].to(model.device)).square().flatten(1).mean(1)
+    return square
+
+
+@torch.no_grad()
+def _distance(table: Table, model: Diffusion, noise: Tensor, ends: Tensor) -> float:
+    parts = [_error(table, model, index, noise, ends) for index in torch.split(torch.arange(len(noise)), BATCH)]
+    return float(torch.cat(parts).sqrt().mean())
+
+
+def _learn(
+    table: Table, model: Diffusion, noise: Tensor, ends: Tensor, rounds: int, seed: int, show: Watch, stop: Interrupt
+) -> None:
+    optimiser = torch.optim.Adam(table.parameters(), lr=LR, betas=(0.9, 0.95))
+    begin = time.monotonic()
+    for k in range(rounds):
+        if stop:
+            raise KeyboardInterrupt
+        for group in optimiser.param_groups:
+            group["lr"] = LR * (1 + math.cos(math.pi * k / rounds)) / 2
+        index = torch.randperm(len(noise), generator=stream(seed, PATHS + 1, k))[:BATCH]
+        loss = _error(table, model, index, noise, ends).sqrt().mean()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        left = (time.monotonic() - begin) / (k + 1) * (rounds - k - 1)
+        show.update(k + 1, rounds, f"distance {float(loss.detach()):.4f}  {duration(left)} left")
+
+
+def _keep(result: Tuning, tuned: Tuned, recipe: dict[str, Any]) -> None:
+    """Write what was learned beside what was learned for other numbers of calls of the same weights."""
+    try:
+        told = json.loads(result.file.read_text("utf-8"))
+        known = told["tuned"] if told["weights"] == recipe["weights"] else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        known = {}
+    figures = {name: value for name, value in asdict(result).items() if name in ("before", "after", "seconds")}
+    known[str(result.calls)] = tuned.to_dict() | {"recipe": recipe} | figures
+    told = {"weights": recipe["weights"], "tuned": known}
+    write_atomic(result.file, json.dumps(told, indent=1).encode())

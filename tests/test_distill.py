@@ -1,0 +1,166 @@
+"""Students as runs: taught, resumed to the same bits, drawn from in their few calls, and refused where they must be."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import sfumato
+from commands import everything, fails
+from sfumato.cli import main
+from sfumato.engine import checkpoint
+from sfumato.engine.checkpoint import checkpoints, read_weights
+from sfumato.engine.config import read_config
+from sfumato.engine.run import Run
+from sfumato.engine.session import SETTLED
+from sfumato.engine.trainer import Trainer
+from sfumato.errors import UserError
+from sfumato.flowmap import METHODS
+from sfumato.verbs.words import Method
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher") / "digits"
+    return sfumato.train("digits", steps=30, size="tiny", classes=True, out=str(folder))
+
+
+@pytest.fixture(scope="module")
+def student(teacher):
+    return sfumato.distill(teacher, calls=2, steps=6, batch=16, out=str(teacher.parent / "student"))
+
+
+def test_methods_have_the_names_of_the_command_line():
+    assert set(Method.__args__) == set(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("calls", [1, 4])
+def test_a_student_draws_in_its_calls(method, calls, teacher, tmp_path):
+    run = sfumato.distill(teacher, calls=calls, method=method, steps=3, batch=8, out=str(tmp_path / "s"))
+    model = sfumato.load(run)
+    states = list(model.trajectory(range(4)))
+    assert states[-1].nfe == calls == len(states) - 1
+    assert states[-1].t == 0 and states[-1].x.isfinite().all()
+    assert model.denoiser.gives == METHODS[method](calls).gives
+    files = sfumato.sample(run, n=3)
+    assert len(files) == 4
+    told = read_config(run / "config.toml")
+    assert (told.student.method, told.student.calls, told.student.teacher) == (method, calls, "digits")
+    assert told.student.weights == sfumato.load(teacher).fingerprint()
+
+
+def test_a_student_begins_as_its_teacher(teacher, tmp_path):
+    """Before its first step its network answers as the teacher's does, for a map whatever the end of the step."""
+    for method in METHODS:
+        run = sfumato.distill(teacher, method=method, steps=1, batch=4, lr=1e-12, out=str(tmp_path / method))
+        ours, theirs = sfumato.load(run).denoiser, sfumato.load(teacher).denoiser
+        ours.network.precision = theirs.network.precision = "fp32"
+        x, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 2])
+        assert torch.allclose(ours(x, 0.7, labels).x0, theirs(x, 0.7, labels).x0, atol=1e-5)
+        if ours.gives == "map":
+            assert torch.allclose(ours(x, 0.7, labels, s=0.1).x0, theirs(x, 0.7, labels).x0, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["consistency", "progressive", "alphaflow"])
+def test_a_student_that_is_interrupted_ends_with_the_same_bits(method, teacher, tmp_path):
+    """Stopped within the second of three stages: what teaches then is in the checkpoint."""
+
+    def trainer(name):
+        if not (tmp_path / name).exists():
+            sfumato.distill(teacher, method=method, steps=1, batch=8, out=str(tmp_path / name))
+            config = (tmp_path / name / "config.toml").read_text().replace("steps = 1\n", "steps = 9\n")
+            (tmp_path / name / "config.toml").write_text(config)
+            shutil.rmtree(tmp_path / name / "checkpoints")
+        run = Run.open(tmp_path / name)
+        return Trainer(run, run.dataset())
+
+    whole, part = trainer("whole"), trainer("part")
+    for _ in range(9):
+        whole.advance()
+    for _ in range(5):
+        part.advance()
+    part.save()
+    again = trainer("part")
+    assert again.step == 5
+    for _ in range(4):
+        again.advance()
+    for ours, theirs in zip(again.ema.parameters(), whole.ema.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert again.lesson.stage == whole.lesson.stage == METHODS[method](1).stages - 1
+
+
+def test_a_timed_student_fixes_its_steps_early(teacher, tmp_path):
+    """Its loss depends on how far it is: the number of steps must not change once it matters, and is saved at once."""
+    run = sfumato.distill(teacher, time="3s", batch=4, out=str(tmp_path / "timed"))
+    saves = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if '"save"' in line]
+    assert SETTLED in [save["step"] for save in saves]
+    notes = checkpoint.load(run / "checkpoints").notes
+    assert int(notes["step"]) == int(notes["total"]) > SETTLED
+
+
+def test_a_finished_student_is_finished(student, capsys):
+    before = everything(student / "checkpoints")
+    assert main(["resume", str(student)]) == 0
+    assert "finished before" in capsys.readouterr().out
+    assert everything(student / "checkpoints") == before
+
+
+def test_what_a_student_is_asked_for(student, capsys):
+    """evaluate and show understand it; likelihood, tuning and samplers that need the mean refuse it and say why."""
+    assert sfumato.evaluate(student, n=70).steps == 2
+    assert sfumato.show(student)
+    assert sfumato.report(student).path.exists()
+    fails(capsys, ["likelihood", student, "-n", "2"], "distilled to give where a state's path ends", "ask its teacher")
+    fails(capsys, ["tune-sampler", student], "distilled to give where a state's path ends", "ask its teacher")
+    fails(capsys, ["sample", student, "--sampler", "heun"], "needs a model that gives the mean", "sfumato samplers")
+    assert len(sfumato.sample(student, n=2, steps=3, out=str(student / "three"))) == 3
+
+
+def test_points_have_students_too(tmp_path):
+    teacher = sfumato.train("moons", steps=20, size="tiny", out=str(tmp_path / "moons"))
+    for method in ("consistency", "meanflow"):
+        run = sfumato.distill(teacher, method=method, steps=3, out=str(tmp_path / method))
+        assert sfumato.show(run)[-1].exists()
+        assert len(sfumato.load(run).sample(5)) == 5
+
+
+def test_what_cannot_be_distilled_is_one_line(teacher, student, capsys, tmp_path):
+    before = everything(teacher)
+    fails(capsys, ["distill", student], "is a student of 'digits' itself; distil its teacher")
+    fails(capsys, ["distill", teacher, "--calls", "0"], "--calls must be at least 1, got 0")
+    fails(capsys, ["distill", teacher, "--method", "magic"], "magic", "consistency")
+    fails(capsys, ["distill", teacher, "--time", "5m", "--steps", "3"], "either --time or --steps")
+    fails(capsys, ["distill", teacher, "--steps", "0"], "--steps must be at least 1")
+    fails(capsys, ["distill", teacher, "--time", "soon"], "'soon' is no time")
+    fails(capsys, ["distill", teacher, "--out", student], "exists")
+    fails(capsys, ["distill", "runs/none"], "no such run")
+    assert everything(teacher) == before
+    learned = sfumato.train("digits", steps=1, size="tiny", learn_variance=True, out=str(tmp_path / "learned"))
+    fails(capsys, ["distill", learned], "--learn-variance")
+
+
+def test_a_run_without_an_average_cannot_teach(teacher, capsys, tmp_path):
+    run = tmp_path / "bare"
+    shutil.copytree(teacher, run)
+    found = checkpoint.load(run / "checkpoints")
+    for path in checkpoints(run / "checkpoints"):
+        path.unlink()
+    bare = {name: tensor for name, tensor in found.tensors.items() if not name.startswith("ema.")}
+    checkpoint.save(run / "checkpoints", 30, bare, found.notes)
+    fails(capsys, ["distill", run, "--out", tmp_path / "student"], "holds no 'ema.' weights")
+    assert not (tmp_path / "student").exists()
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "other"])
+def test_damaged_weights_of_the_teacher_are_named(damage, teacher, tmp_path):
+    run = sfumato.distill(teacher, steps=1, batch=4, out=str(tmp_path / "s"))
+    path, weights = run / "teacher.safetensors", read_config(run / "config.toml").student.weights
+    assert read_weights(path, weights).keys() == sfumato.load(teacher).state_dict().keys()
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(UserError, match="restore it from a backup"):
+        read_weights(path, "0" * 16 if damage == "other" else weights)

@@ -1,0 +1,107 @@
+"""A learned way back: it begins as the sampler it starts from, comes nearer to the end of many steps, and is kept."""
+
+import json
+
+import pytest
+import torch
+
+import sfumato
+from commands import fails
+from oracles import Exact, mixture
+from sfumato.dist import stream
+from sfumato.engine.tune import Table
+from sfumato.errors import UserError
+from sfumato.process import Gaussian
+from sfumato.sampler import Adams, Tuned, generate
+from sfumato.schedule import VP, Cosine, Flow
+
+
+@pytest.mark.parametrize("schedule", [Cosine(), VP(), Flow()])
+@pytest.mark.parametrize("calls", [2, 3, 6])
+def test_a_table_begins_as_the_sampler_it_starts_from(schedule, calls):
+    model, x = Exact(mixture(), Gaussian(schedule)), torch.randn(6, 2, generator=stream(0), dtype=torch.float64)
+    table = Table(schedule, calls)
+    expected = generate(model, Adams(3, 1), x, "logsnr", calls)
+    torch.testing.assert_close(table(model, x).detach(), expected, rtol=0, atol=1e-9)
+    tuned = table.frozen()
+    torch.testing.assert_close(generate(model, tuned, x, tuned.stops), table(model, x).detach(), rtol=0, atol=1e-12)
+
+
+def test_learning_comes_nearer_to_the_exact_end():
+    """Of an exact mixture, by gradient through the way: the error of unseen noise falls to less than half."""
+    model, table = Exact(mixture(), Gaussian(Cosine())), Table(Cosine(), 5)
+    noise = torch.randn(256, 2, generator=stream(1), dtype=torch.float64)
+    ends = generate(model, Adams(3, 1), noise, "logsnr", 400)
+
+    def error(rows):
+        return (table(model, noise[rows]) - ends[rows]).square().mean(1).sqrt().mean()
+
+    before = float(error(slice(128, 256)).detach())
+    optimiser = torch.optim.Adam(table.parameters(), lr=0.02)
+    for _ in range(150):
+        optimiser.zero_grad()
+        error(slice(0, 128)).backward()
+        optimiser.step()
+    assert float(error(slice(128, 256)).detach()) < 0.5 * before
+    assert all(a > b for a, b in zip(table.frozen().stops, table.frozen().stops[1:], strict=False))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tune") / "moons"
+    return sfumato.train("moons", steps=300, size="tiny", out=str(folder))
+
+
+def test_what_was_tuned_is_used_for_its_calls_alone(run, capsys):
+    result = sfumato.tune_sampler(run, calls=4, paths=64, rounds=40)
+    assert result.after < result.before
+    model = sfumato.load(run)
+    assert model.way(4) == (4, "tuned", "tuned")
+    assert model.way() == (12, "dpm++3m", "logsnr")
+    assert model.way(4, "ddim") == (4, "ddim", "logsnr")
+    usual, tuned = model.sample(50, steps=4, method="dpm++3m", grid="logsnr"), model.sample(50, steps=4)
+    many = model.sample(50, steps=200)
+    assert (tuned - many).square().mean() < (usual - many).square().mean()
+    with pytest.raises(UserError, match="was tuned for 4 steps, not for 6: sfumato tune-sampler"):
+        model.sample(2, steps=6, method="tuned")
+    files = sfumato.sample(run, n=3, steps=4)
+    assert "tuned-tuned-4" in str(files[0])
+
+
+def test_it_is_kept_with_others_of_the_same_weights(run):
+    sfumato.tune_sampler(run, calls=3, paths=32, rounds=30)
+    told = json.loads((run / "samplers.json").read_text())
+    assert {"3", "4"} <= told["tuned"].keys()
+    assert told["weights"] == sfumato.load(run).fingerprint() == told["tuned"]["3"]["recipe"]["weights"]
+    (run / "samplers.json").write_text(json.dumps(told | {"weights": "0" * 16}))
+    assert sfumato.load(run).tuned == {}
+    (run / "samplers.json").write_text("{")
+    with pytest.raises(UserError, match=r"samplers.json: damaged .* remove it, and tune again"):
+        sfumato.load(run)
+    (run / "samplers.json").unlink()
+
+
+def test_what_cannot_be_tuned_is_one_line(run, capsys):
+    fails(capsys, ["tune-sampler", run, "--calls", "1"], "at least 2", "sfumato distill")
+    fails(capsys, ["tune-sampler", run, "--calls", "0"], "at least 2")
+    fails(capsys, ["tune-sampler", run, "--paths", "3"], "at least 32")
+    fails(capsys, ["tune-sampler", run, "--rounds", "0"], "one of --rounds")
+    fails(capsys, ["tune-sampler", "runs/none"], "no such run")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"heard": []}, {"heard": [0.0, 0.5]}, {"keep": [1.0]}, {"weights": [[1.0, 2.0], [1.0]]}, {"stops": [1.0, 0.0]},
+     {"keep": [1.0, float("nan")]}, {"weights": 5}, {"stops": ["a", 0.5, 0.0]}],
+)  # fmt: skip
+def test_a_damaged_table_is_refused(change):
+    whole = {"stops": [1.0, 0.5, 0.0], "heard": [1.0, 0.5], "keep": [0.5, 0.0], "weights": [[0.5], [1.0, 0.0]]}
+    assert Tuned.from_dict(whole).to_dict() == Tuned.from_dict(Tuned.from_dict(whole).to_dict()).to_dict()
+    with pytest.raises(UserError, match="tuned sampler"):
+        Tuned.from_dict(whole | change)
+
+
+def test_a_tuned_sampler_goes_its_own_way_only():
+    tuned = Table(Cosine(), 3).frozen()
+    with pytest.raises(UserError, match="its own 3 steps: leave --grid out"):
+        generate(Exact(mixture(), Gaussian(Cosine())), tuned, torch.zeros(1, 2, dtype=torch.float64), "logsnr", 3)
