@@ -68,6 +68,8 @@ ALONE = {
     "langevin": "they have no such sampler",
     "predictor-corrector": "their corrector has one size of step for a batch: test_their_corrector_couples_the_batch",
     "restart": "they have no such sampler",
+    "flowmap": "of a mean it is ddim, and they have no maps",
+    "consistency": "the exact law of tests/test_flowmap.py",
     "adaptive": "they have no such sampler",
     "unmask": "for tokens: by enumeration in test_predict.py",
     "unmask-confidence": "for tokens",

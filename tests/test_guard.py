@@ -76,7 +76,7 @@ def test_a_hundred_poisoned_steps_leave_no_trace(tmp_path, moons, kind):
             plain.advance()
         else:
             plain.step += 1
-            plain.average.update(plain.step)
+            plain.averages.update(plain.step)
     assert trainer.model.fingerprint() == plain.model.fingerprint()
     assert all(torch.equal(a, b) for a, b in zip(trainer.ema.parameters(), plain.ema.parameters(), strict=True))
     assert trainer.skipped == 100

@@ -69,7 +69,7 @@ def kill_and_compare(way, tmp_path, kills):
     ours, theirs = load(tmp_path / "straight" / "checkpoints"), load(run / "checkpoints")
     assert ours.notes["step"] == theirs.notes["step"] == WAYS[way][-1]  # and so the same next batch, a function of it
     assert ours.tensors.keys() == theirs.tensors.keys()
-    assert {name.split(".")[0] for name in ours.tensors} == {"model", "ema", "optimizer"}
+    assert {name.split(".")[0] for name in ours.tensors} == {"model", "ema", "short", "optimizer"}
     for name, tensor in ours.tensors.items():
         bits = (each.reshape(-1).view(torch.uint8) for each in (tensor, theirs.tensors[name]))
         assert torch.equal(*bits), name

@@ -1,22 +1,40 @@
-"""The average of the weights over training, with a horizon that grows with the run.
+"""Averages of the weights over training, with a horizon that grows with the run, and any other horizon afterwards.
 
 (1)  w_avg(k) = b_k w_avg(k-1) + (1 - b_k) w(k),   b_k = (1 - 1/k)^(gamma + 1)   (Karras et al. 2312.02696, eq. 1-2)
 (2)  horizon = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3)): the standard deviation of the weights' age, as a
      share of the run                                                              (app. C.1)
 
 b_1 = 0, so nothing of the random start remains; a fixed b = 0.9999 would keep 74% of it after 3,000 steps.
+
+(1) weighs w(tau) by p(tau; t, gamma) = (gamma + 1) tau^gamma / t^(gamma + 1) up to t. So the average of another gamma
+at another t is nearly a combination of averages that were kept, and the best one solves         (app. C.2, alg. 3)
+
+(3)  A x = b,   A_ij = int p_i p_j,   b_i = int p_i p,
+     int p(t_a, a) p(t_b, b) = (a + 1)(b + 1) (t_a/t_b)^(b if t_a < t_b else -a) / ((a + b + 1) max(t_a, t_b))
+
+Two averages, of the run's horizon and of half of it, are kept KEPT times on the way.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from sfumato.engine.distributed import local
+from sfumato.engine.checkpoint import read_weights, write_weights
+from sfumato.engine.distributed import local, whole
 from sfumato.errors import UserError
 
-__all__ = ["PowerAverage"]
+__all__ = ["KEPT", "Averages", "PowerAverage", "combination", "power", "reconstructed"]
+
+KEPT = 8
+"""How often averages are kept in a run, evenly spaced."""
+NAME = re.compile(r"average-(\d{8,})\.safetensors")
 
 
 class PowerAverage:
@@ -32,7 +50,7 @@ class PowerAverage:
     """
 
     def __init__(self, model: nn.Module, average: nn.Module, horizon: float) -> None:
-        self.gamma = _gamma(horizon)
+        self.gamma = power(horizon)
         self.source = [local(p.detach()) for p in model.parameters()]
         self.target = [local(p.detach()) for p in average.parameters()]
 
@@ -41,8 +59,92 @@ class PowerAverage:
         torch._foreach_lerp_(self.target, self.source, 1 - (1 - 1 / step) ** (self.gamma + 1))
 
 
-def _gamma(horizon: float) -> float:
-    """Solve (2): (gamma + 2)^2 (gamma + 3) = (gamma + 1) / horizon^2."""
+class Averages:
+    """The run's average and the one of half its horizon.
+
+    Args:
+        model: what is trained.
+        long: a copy of it, which becomes the run's own.
+        short: another, which becomes that of half its horizon.
+        horizon: of the first.
+
+    Raises:
+        UserError: an impossible horizon.
+    """
+
+    def __init__(self, model: nn.Module, long: nn.Module, short: nn.Module, horizon: float) -> None:
+        self.modules = {"long": long, "short": short}
+        self.tracks = [PowerAverage(model, long, horizon), PowerAverage(model, short, horizon / 2)]
+
+    def update(self, step: int) -> None:
+        """Take in the weights after step ``step`` = 1, 2, ..."""
+        for track in self.tracks:
+            track.update(step)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return both, in half precision; every rank must ask."""
+        return {
+            f"{name}.{key}": whole(p.detach()).half()
+            for name, module in self.modules.items()
+            for key, p in module.named_parameters()
+        }
+
+    @staticmethod
+    def keep(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write averages beside those of before.
+
+        Args:
+            folder: of the averages.
+            step: after which they are.
+            tensors: what ``tensors`` returned.
+        """
+        write_weights(folder / f"average-{step:08d}.safetensors", tensors, {"weights": str(step)})
+
+
+def reconstructed(folder: Path, kept: float, horizon: float) -> dict[str, Tensor]:
+    """Return the parameters of the average of another horizon at the end of a run; equation (3).
+
+    Args:
+        folder: of the averages that were kept.
+        kept: horizon of the run's own.
+        horizon: of the one that is wanted.
+
+    Raises:
+        UserError: an impossible horizon, or files that are missing or damaged.
+    """
+    gamma = power(horizon)
+    files = sorted((int(match[1]), path) for path in folder.glob("average-*") if (match := NAME.fullmatch(path.name)))
+    if not files:
+        raise UserError(f"{folder}: no averages were kept of this run: leave --ema out")
+    own = {"long": power(kept), "short": power(kept / 2)}
+    places = [(step, exponent) for step, _ in files for exponent in own.values()]
+    factors = iter(combination(places, (files[-1][0], gamma)))
+    total: dict[str, Tensor] = {}
+    for step, path in files:
+        tensors = read_weights(path, str(step))
+        for name in own:
+            factor = next(factors)
+            part = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
+            total = {key: total.get(key, 0.0) + factor * t.double() for key, t in part.items()}
+    return {key: tensor.float() for key, tensor in total.items()}
+
+
+def combination(places: Sequence[tuple[float, float]], wanted: tuple[float, float]) -> NDArray[np.float64]:
+    """Return the factors of averages at (t, gamma) that come nearest to the wanted one; equation (3)."""
+    products = [[_product(*a, *b) for b in places] for a in places]
+    return np.linalg.lstsq(np.array(products), np.array([_product(*a, *wanted) for a in places]), rcond=1e-12)[0]
+
+
+def _product(t_a: float, a: float, t_b: float, b: float) -> float:
+    return (a + 1) * (b + 1) * (t_a / t_b) ** (b if t_a < t_b else -a) / ((a + b + 1) * max(t_a, t_b))
+
+
+def power(horizon: float) -> float:
+    """Return gamma of a horizon, by (2): (gamma + 2)^2 (gamma + 3) = (gamma + 1) / horizon^2.
+
+    Raises:
+        UserError: no power has this horizon.
+    """
     if horizon > 0:
         roots = np.roots([1, 7, 16 - horizon**-2, 12 - horizon**-2])
         real = roots[np.isclose(roots.imag, 0)].real

@@ -12,6 +12,7 @@ import torch
 from sfumato.data import Dataset
 from sfumato.engine.config import Config
 from sfumato.engine.measure import best_batch
+from sfumato.engine.optimizer import Rule
 from sfumato.errors import UserError, choose
 from sfumato.models.diffusion import Spec
 
@@ -47,6 +48,8 @@ LEARNING_RATES = {
     "base": (5e-4, "stable at this size"),
 }
 """Learning rates by size, and why."""
+WHOLE = ("muon", "better after equal time (bench/ablation.py)")
+SPLIT = ("adamw", "muon needs whole matrices")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Asked:
     batch: int | None = None
     accumulate: int = 1
     lr: float | None = None
+    optimizer: Rule | None = None
     resolution: int | None = None
     skip_bad: bool = False
     stream: bool = False
@@ -132,6 +136,9 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
     shape = "x".join(map(str, dims))
     size = choices.take("size", asked.size, "tiny" if little else "small", f"learns {shape} values in minutes on a CPU")
     lr = choices.take("lr", asked.lr, *LEARNING_RATES[size])
+    if asked.shard and asked.optimizer == "muon":
+        raise UserError("muon needs whole matrices, and --shard splits them: leave one of the two out")
+    optimizer = choices.take("optimizer", asked.optimizer, *(SPLIT if asked.shard else WHOLE))
     precision = choices.take("precision", asked.precision, *_precision(device, points, asked.likelihood))
     few = len(dataset.items) < FEW and not points
     dropout = choices.take("dropout", None, 0.1 if few else 0.0, "few examples" if few else "enough examples")
@@ -162,6 +169,7 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
         parts=parts,
         shard=asked.shard,
         lr=lr,
+        optimizer=optimizer,
         steps=steps,
         seconds=seconds,
         save_every=asked.save_every,

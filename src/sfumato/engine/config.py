@@ -15,6 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 import tomli_w
 
 from sfumato import __version__
+from sfumato.engine.optimizer import Rule
 from sfumato.errors import UserError, nearest
 from sfumato.files import write_atomic
 from sfumato.models.diffusion import Spec
@@ -55,6 +56,7 @@ class Config:
         parts: into which a step's batch is split; at most as many processes can share the run.
         shard: split the weights over the processes (FSDP2) instead of giving each all of them (DDP).
         lr: learning rate after warm-up.
+        optimizer: "muon" or "adamw".
         steps: length of the run in steps; 0 if ``seconds`` decides.
         seconds: length of the run in seconds; 0 if ``steps`` decides.
         ema: horizon of the weights' average, as a share of the run so far.
@@ -77,6 +79,7 @@ class Config:
     parts: int = 1
     shard: bool = False
     lr: float = 1e-3
+    optimizer: Rule = "adamw"
     steps: int = 0
     seconds: float = 0.0
     ema: float = 0.1

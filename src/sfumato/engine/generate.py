@@ -55,12 +55,14 @@ class Wish:
         steps: steps of the sampler.
         method: name of the sampler.
         grid: name of the grid.
+        ema: horizon of the average of the weights.
     """
 
     seed: int = 0
     steps: int | None = None
     method: str | None = None
     grid: str | None = None
+    ema: float | None = None
 
     def way(self, model: Diffusion) -> Way:
         """Return the way that this is with a model."""
@@ -152,7 +154,7 @@ def drawing(folder: Path, wish: Wish, wanted: str | None, device: str, threads: 
     count = (run.config.threads or torch.get_num_threads()) if threads is None else threads
     if count < 1:
         raise UserError(f"--threads must be at least 1, got {count}")
-    model, notes = run.load()
+    model, notes = run.load(wish.ema)
     kind = device.split(":")[0]
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{Worker.here().local_rank % torch.cuda.device_count()}"
@@ -161,6 +163,7 @@ def drawing(folder: Path, wish: Wish, wanted: str | None, device: str, threads: 
     if wanted is not None:
         way = replace(way, label=model.label(wanted))
     only = "" if way.label is None else f"-{way.label}"
+    only += "" if wish.ema is None else f"-ema{wish.ema:g}"
     out = run.samples / f"step{notes['step']}-seed{way.seed}-{way.method}-{way.grid}-{way.steps}{only}"
     pages_kept()
     with threaded(count):

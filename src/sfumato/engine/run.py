@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from sfumato import __version__
 from sfumato.data import Dataset, codec_from
 from sfumato.data import load as load_data
 from sfumato.engine import checkpoint
+from sfumato.engine.average import reconstructed
 from sfumato.engine.config import Config, read_config, write_config
 from sfumato.engine.distributed import assign
 from sfumato.errors import UserError
@@ -43,6 +46,11 @@ class Run:
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.folder / "checkpoints"
+
+    @property
+    def averages(self) -> Path:
+        """Folder of the averages that were kept on the way."""
+        return self.folder / "averages"
 
     @property
     def samples(self) -> Path:
@@ -140,11 +148,15 @@ class Run:
             "step": int(notes["step"]),
         }
 
-    def load(self) -> tuple[Diffusion, dict[str, str]]:
+    def load(self, ema: float | None = None) -> tuple[Diffusion, dict[str, str]]:
         """Return the model with its newest averaged weights, and the notes of the checkpoint.
 
+        Args:
+            ema: horizon of the average, as a share of the run; by default the run's own.
+
         Raises:
-            UserError: no checkpoint, the newest is damaged, or it is of another model.
+            UserError: no checkpoint, the newest is damaged, or it is of another model; an impossible horizon, or no
+                averages that were kept.
         """
         found = checkpoint.load(self.checkpoints)
         if found.damaged:
@@ -154,6 +166,10 @@ class Run:
             )
         model = self.build()
         restore(model, found.tensors, "ema.", self.checkpoints)
+        if ema is not None and ema != self.config.ema:
+            own = dict(model.named_parameters())
+            for name, tensor in reconstructed(self.averages, self.config.ema, ema).items():
+                own[name].data.copy_(tensor)
         model.tuned = self._tuned(model)
         return model.eval(), found.notes
 
@@ -171,7 +187,7 @@ class Run:
             raise UserError(f"{path}: damaged ({error}); remove it, and tune again") from error
 
 
-def restore(model: Diffusion, tensors: dict[str, Any], prefix: str, where: Path) -> None:
+def restore(model: nn.Module, tensors: dict[str, Any], prefix: str, where: Path) -> None:
     """Load the tensors whose names begin with ``prefix`` into a model.
 
     Args:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sfumato.data.stream import Stream
+from sfumato.engine.average import KEPT
 from sfumato.engine.clock import Clock
 from sfumato.engine.interrupt import Interrupt
 from sfumato.engine.preview import preview
@@ -40,6 +41,7 @@ class _Due:
     log: float
     show: float
     save: float
+    keep: float
     stop: float
 
 
@@ -101,6 +103,8 @@ class Session:
                 self._log()
             if due.save and not trainer.in_row:  # a place to go back to lies before what fails
                 self._save()
+            if due.keep:
+                trainer.keep_averages()
             if due.show:
                 self._preview()
             if due.stop:
@@ -127,8 +131,9 @@ class Session:
         ends = trainer.step >= total
         show = not ends and now >= self.next_preview
         save = not ends and (now - self.saved >= self.config.save_every or self._settles)
+        keep = ends or trainer.step * KEPT // total > (trainer.step - 1) * KEPT // total
         log = now - self.logged >= 1 or ends or show or save or bool(interrupt)
-        return _Due(*self.workers.decide([total, log, show, save, bool(interrupt) and not ends]))
+        return _Due(*self.workers.decide([total, log, show, save, keep, bool(interrupt) and not ends]))
 
     def _plan(self, pace: float | None) -> int:
         """Return the total of a run that was given a time, while nothing in training depends on it yet.

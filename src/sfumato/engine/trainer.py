@@ -26,7 +26,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,10 +34,11 @@ from sfumato.data import Dataset
 from sfumato.data.stream import Stream
 from sfumato.dist import rand, stream
 from sfumato.engine import checkpoint
-from sfumato.engine.average import PowerAverage
-from sfumato.engine.distributed import Workers, alike, assign, local, parts_of, shard, whole
+from sfumato.engine.average import Averages
+from sfumato.engine.distributed import Workers, alike, local, parts_of, shard, whole
 from sfumato.engine.gauge import ByLevel, Levels
 from sfumato.engine.lesson import Lesson, Objective
+from sfumato.engine.optimizer import Optimizer
 from sfumato.engine.order import Order
 from sfumato.engine.run import Run, restore
 from sfumato.errors import UserError
@@ -80,16 +80,14 @@ class Trainer:
             torch.manual_seed(stream(self.config.seed, WEIGHTS).initial_seed())
             self.model = run.build().to(self.device)
         self.lesson = Lesson(run, self.model, self.device) if self.config.student.method else None
-        self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
-        for model in (self.model, self.ema) if self.config.shard and self.workers.size > 1 else ():
+        self.ema, self.short = (copy.deepcopy(self.model).requires_grad_(False).eval() for _ in range(2))
+        for model in (self.model, self.ema, self.short) if self.config.shard and self.workers.size > 1 else ():
             for child in model.denoiser.children():
                 shard(child)
         self.objective = self.workers.join(Objective(self.model.denoiser, self.lesson), self.config.shard)
         self.parameters = list(self.model.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=self.config.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-        )
-        self.average = PowerAverage(self.model, self.ema, self.config.ema)
+        self.optimizer = Optimizer(self.config.optimizer, self.model)
+        self.averages = Averages(self.model, self.ema, self.short, self.config.ema)
         self.step, self.total = 0, self.config.steps or 1_000_000_000
         self.seconds = 0.0
         self.skipped = self.in_row = self.returns = 0
@@ -114,7 +112,7 @@ class Trainer:
             self.lesson.go_on(self.step / self.total, self.ema)
         index = self.order(self.step)
         t = self.model.denoiser.times(len(index), stream(self.config.seed, TIMES, self.step))
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         share = torch.zeros((), device=self.device)
         for call, (part, counts) in enumerate(self.parts):
             mine = slice(part, None, self.config.parts)
@@ -130,12 +128,9 @@ class Trainer:
                 self.levels.add(losses.detach(), self._noise(t[mine]))
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)).detach()
         unfit = alike((~norm.isfinite()).float(), self.parameters[0])
-        self.optimizer.found_inf = unfit  # type: ignore[attr-defined]  # the fused kernel does nothing then
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate(self.step + 1)
-        self.optimizer.step()
+        self.optimizer.step(self.rate(self.step + 1), unfit)
         self.step += 1
-        self.average.update(self.step)
+        self.averages.update(self.step)
         self._recent.append((self.step, share, norm))
         return share
 
@@ -246,13 +241,21 @@ class Trainer:
         """
         tensors = {f"model.{name}": whole(tensor) for name, tensor in self.model.state_dict().items()}
         tensors |= {f"ema.{name}": whole(tensor) for name, tensor in self.ema.state_dict().items()}
-        tensors |= {name: whole(tensor) for name, tensor in self._optimizer_state().items()}
+        tensors |= {f"short.{name}": whole(tensor) for name, tensor in self.short.state_dict().items()}
+        tensors |= {f"optimizer.{name}": whole(tensor) for name, tensor in self.optimizer.tensors().items()}
         counters = ("step", "total", "seconds", "skipped", "in_row", "returns")
         notes = {name: repr(getattr(self, name)) for name in counters}
         if self.lesson is not None:
             tensors, notes["stage"] = tensors | self.lesson.tensors(), str(self.lesson.stage)
         with self.workers.together():
             return checkpoint.save(self.run.checkpoints, self.step, tensors, notes) if self.workers.leads else None
+
+    def keep_averages(self) -> None:
+        """Keep the averages for ``reconstructed``; every rank must ask."""
+        tensors = self.averages.tensors()
+        with self.workers.together():
+            if self.workers.leads:
+                self.averages.keep(self.run.averages, self.step, tensors)
 
     def go_back(self) -> None:
         """Return to the last good checkpoint, at half the learning rate."""
@@ -262,10 +265,6 @@ class Trainer:
         self._restore()
         self.returns, self.skipped, self.in_row = returns, skipped, 0
 
-    def _optimizer_state(self) -> dict[str, Tensor]:
-        state = self.optimizer.state_dict()["state"]
-        return {f"optimizer.{i}.{name}": tensor for i, each in state.items() for name, tensor in each.items()}
-
     def _restore(self) -> None:
         found = checkpoint.load(self.run.checkpoints)
         if self.workers.leads:
@@ -273,27 +272,15 @@ class Trainer:
         self.damaged = found.damaged
         restore(self.model, found.tensors, "model.", self.run.checkpoints)
         restore(self.ema, found.tensors, "ema.", self.run.checkpoints)
-        self._restore_optimizer({n: t for n, t in found.tensors.items() if n.startswith("optimizer.")})
+        restore(self.short, found.tensors, "short.", self.run.checkpoints)
+        state = {name: tensor for name, tensor in found.tensors.items() if name.startswith("optimizer.")}
+        self.optimizer.restore({name.removeprefix("optimizer."): tensor for name, tensor in state.items()})
         notes = found.notes
         if self.lesson is not None:
             self.lesson.restore(found.tensors, int(notes["stage"]))
         self.step, self.seconds = int(notes["step"]), float(notes["seconds"])
         self.total = self.config.steps or int(notes["total"])
         self.skipped, self.in_row, self.returns = (int(notes[name]) for name in ("skipped", "in_row", "returns"))
-
-    def _restore_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        if not tensors:  # saved before the first step
-            self.optimizer.state.clear()
-            return
-        state: dict[int, dict[str, Any]] = {}
-        for name in tensors:
-            _, index, key = name.split(".")
-            parameter = self.parameters[int(index)]
-            state.setdefault(int(index), {})[key] = (
-                tensors[name].clone() if key == "step" else torch.zeros_like(parameter)
-            )
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
-        assign(self._optimizer_state(), tensors)
 
 
 def _device(name: str) -> torch.device:

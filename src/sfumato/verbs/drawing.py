@@ -25,6 +25,7 @@ def sample(
     class_: Class = None,
     sampler: str | None = None,
     grid: str | None = None,
+    ema: float | None = None,
     first: int = 0,
     shards: int | None = None,
     format: Literal["png", "csv", "npz", "tar"] | None = None,
@@ -47,6 +48,7 @@ def sample(
             learned for so many steps.
         grid: where the steps stop: uniform, logsnr (the default), karras, trailing, or the times themselves, such as
             1,0.5,0.
+        ema: horizon of the average of the weights, as a share of the run, in (0, 0.28]; by default the run's own, 0.1.
         first: index of the first sample, to make again one that was seen.
         shards: parts in which they are made, each of whole batches; those that are done survive any crash.
         format: of a shard: png or csv (a folder), npz (arrays), tar (WebDataset); by default a file for each.
@@ -65,7 +67,7 @@ def sample(
     from sfumato.engine.formats import format_of
     from sfumato.engine.generate import Wish, drawing, generate
 
-    wish = Wish(seed=seed, steps=steps, method=sampler, grid=grid)
+    wish = Wish(seed=seed, steps=steps, method=sampler, grid=grid, ema=ema)
     folder = None if out is None else Path(out)
     with drawing(Path(run), wish, class_, device_of(device)[0], threads) as draws:
         indices = range(first, first + n)
@@ -116,15 +118,16 @@ def show(
     return show(source, Wish(seed=seed, steps=steps, method=sampler, grid=grid), gif, schedule, out)
 
 
-def load(run: str | Path) -> Diffusion:
+def load(run: str | Path, ema: float | None = None) -> Diffusion:
     """Load a trained model, with its averaged weights.
 
     Args:
         run: folder of the run.
+        ema: as for sample.
 
     Raises:
-        UserError: no such run, or a damaged checkpoint.
+        UserError: no such run, a damaged checkpoint, or an impossible average.
     """
     from sfumato.engine.run import Run
 
-    return Run.open(Path(run)).load()[0]
+    return Run.open(Path(run)).load(ema)[0]

@@ -44,6 +44,7 @@ def evaluate(
     seed: int = 0,
     sampler: str | None = None,
     grid: str | None = None,
+    ema: float | None = None,
     device: str | None = None,
 ) -> Evaluation:
     """Compare samples of a run with held-out data: quality, diversity, copying, classes. Writes evaluation.json.
@@ -61,6 +62,7 @@ def evaluate(
         seed: of the noise.
         sampler: as for sample.
         grid: as for sample.
+        ema: as for sample.
         device: cpu, cuda or mps, for the samples.
 
     Raises:
@@ -71,7 +73,7 @@ def evaluate(
     from sfumato.engine.evaluate import evaluate
     from sfumato.engine.generate import Wish
 
-    wish = Wish(seed=seed, steps=steps, method=sampler, grid=grid)
+    wish = Wish(seed=seed, steps=steps, method=sampler, grid=grid, ema=ema)
     return evaluate(Path(run), data, n, features, wish, device_of(device)[0])
 
 

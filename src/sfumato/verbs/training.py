@@ -28,6 +28,7 @@ def train(
     batch: int | None = None,
     accumulate: int = 1,
     lr: float | None = None,
+    optimizer: Literal["adamw", "muon"] | None = None,
     resolution: int | None = None,
     skip_bad: bool = False,
     stream: bool = False,
@@ -59,6 +60,7 @@ def train(
         batch: examples a step, over all processes; by default found by timing a few.
         accumulate: parts in which each process computes its share of a step, to save memory.
         lr: learning rate.
+        optimizer: adamw, or muon, which steps by whole matrices of the hidden layers.
         resolution: longest side to which pictures are brought.
         skip_bad: leave unreadable files out instead of stopping at the first.
         stream: leave pictures on disk and read each when its turn comes; by default if memory is short for them.

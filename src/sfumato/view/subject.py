@@ -220,5 +220,6 @@ def of_data(dataset: Dataset, schedule: str, wish: Wish) -> Subject:
         wish: how samples would be drawn; its seed chooses data and noise.
     """
     recipe = {"sfumato": __version__, "data": dataset.name, "fingerprint": dataset.fingerprint, "schedule": schedule}
-    usual = Way(wish.seed, wish.steps or STEPS, wish.method or SAMPLER, wish.grid or GRID)
+    steps = STEPS if wish.steps is None else wish.steps
+    usual = Way(wish.seed, steps, wish.method or SAMPLER, wish.grid or GRID)
     return Subject(dataset.name, dataset.codec, schedule, usual, dataset, None, recipe)

@@ -1,0 +1,134 @@
+"""What turns gradients into steps: AdamW, or Muon for the matrices of the hidden layers and AdamW for all else.
+
+Muon, for a matrix W (fan_out, fan_in) with gradient G and momentum M                    (Jordan et al. 2024, "Muon")
+
+(1)  M <- mu M + (1 - mu) G,   U = polar((1 - mu) G + mu M),   W <- W - RATIO lr sqrt(max(1, fan_out / fan_in)) U
+(2)  polar(X) ~ five times  X <- a X + (b A + c A^2) X,  A = X X^T,  from X / |X|: all singular values go near 1
+
+A convolution counts as the matrix (out, in height width). So every direction of a layer moves by the same amount; AdamW
+moves every weight by the same amount. Muon costs some matrix products a step, whatever the batch.
+
+A step whose gradient is not finite changes nothing, on the device itself, without asking the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.engine.distributed import assign
+
+__all__ = ["Muon", "Optimizer", "Rule", "hidden_matrices"]
+
+Rule = Literal["adamw", "muon"]
+"""Names of the rules."""
+
+RATIO = 10.0  # of Muon's rate to AdamW's: its updates have unit singular values, AdamW's have unit entries
+MOMENTUM = 0.95
+POLAR = (3.4445, -4.7750, 2.0315)  # a, b, c of (2)
+ROUNDS = 5
+
+
+class Optimizer:
+    """Steps all weights of a model by one learning rate.
+
+    Args:
+        rule: its name.
+        model: whose weights.
+    """
+
+    def __init__(self, rule: Rule, model: nn.Module) -> None:
+        chosen = hidden_matrices(model) if rule == "muon" else []
+        ids = {id(parameter) for parameter in chosen}
+        self.rest = [parameter for parameter in model.parameters() if id(parameter) not in ids]
+        self.adam = torch.optim.AdamW(self.rest, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.muon = Muon(chosen)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        self.adam.zero_grad(set_to_none=True)
+        for parameter in self.muon.weights:
+            parameter.grad = None
+
+    def step(self, lr: float, unfit: Tensor) -> None:
+        """Take one step.
+
+        Args:
+            lr: learning rate.
+            unfit: 1 on the device if the gradient is not finite, else 0.
+        """
+        self.adam.found_inf = unfit  # type: ignore[attr-defined]  # the fused kernel does nothing then
+        for group in self.adam.param_groups:
+            group["lr"] = lr
+        self.adam.step()
+        self.muon.step(lr, unfit)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state, by name."""
+        state = self.adam.state_dict()["state"]
+        adam = {f"adam.{i}.{name}": tensor for i, each in state.items() for name, tensor in each.items()}
+        return adam | {f"muon.{i}": tensor for i, tensor in enumerate(self.muon.momenta)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up the state that ``tensors`` told; without any, that before the first step."""
+        state: dict[int, dict[str, Any]] = {}
+        for name in [name for name in tensors if name.startswith("adam.")]:
+            _, index, key = name.split(".")
+            blank = tensors[name].clone() if key == "step" else torch.zeros_like(self.rest[int(index)])
+            state.setdefault(int(index), {})[key] = blank
+        self.adam.load_state_dict(self.adam.state_dict() | {"state": state})
+        assign({name: own for name, own in self.tensors().items() if name in tensors}, dict(tensors))
+
+
+class Muon:
+    """Equations (1) and (2).
+
+    Args:
+        weights: of two or more dimensions.
+    """
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        self.weights = list(weights)
+        self.momenta = [torch.zeros_like(weight) for weight in self.weights]
+        shapes = [(len(weight), weight.numel() // len(weight)) for weight in self.weights]
+        self.alike = {shape: [i for i, other in enumerate(shapes) if other == shape] for shape in shapes}
+
+    @torch.no_grad()
+    def step(self, lr: float, unfit: Tensor) -> None:
+        """Take one step; arguments as for :meth:`Optimizer.step`. Matrices of one shape go together."""
+        for (rows, columns), which in self.alike.items():
+            grads = (self.weights[i].grad for i in which)
+            grad = torch.where(unfit > 0, 0.0, torch.stack([g for g in grads if g is not None]))
+            momentum = torch.stack([self.momenta[i] for i in which])
+            momentum = torch.lerp(momentum, torch.lerp(momentum, grad, 1 - MOMENTUM), 1 - unfit)
+            update = torch.lerp(grad, momentum, MOMENTUM).reshape(len(which), rows, columns)
+            step = polar(update) * (RATIO * lr * max(1.0, rows / columns) ** 0.5 * (1 - unfit))
+            for i, kept, moved in zip(which, momentum, step, strict=True):
+                self.momenta[i].copy_(kept)
+                self.weights[i].sub_(moved.view_as(self.weights[i]))
+
+
+def polar(x: Tensor) -> Tensor:
+    """Return (n, rows, columns) matrices with singular values between about 0.7 and 1.2, equation (2), float32."""
+    a, b, c = POLAR
+    wide = x.shape[1] <= x.shape[2]
+    quick = x.is_cuda or (x.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
+    y = (x if wide else x.mT).to(torch.bfloat16 if quick else torch.float32)
+    y = y / (y.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(ROUNDS):
+        gram = y @ y.mT
+        y = a * y + (b * gram + c * gram @ gram) @ y
+    return (y if wide else y.mT).float()
+
+
+def hidden_matrices(model: nn.Module) -> list[Tensor]:
+    """Return the weights of two or more dimensions, but for embeddings and the first and last layer of a network."""
+    tables = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
+    return [
+        parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim >= 2 and id(parameter) not in tables and not {"inlet", "outlet"} & set(name.split("."))
+    ]
