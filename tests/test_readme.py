@@ -41,7 +41,7 @@ def test_what_they_name_exists(path):
         assert (ROOT / target).exists(), target
     for picture in re.findall(r"\]\(([^)]*\.png)\)", text):
         assert (ROOT / picture).stat().st_size < 300_000
-    for verb in re.findall(r"^sfumato (\w+)", text, re.M):
+    for verb in re.findall(r"^sfumato ([a-z-]+)", text, re.M):
         assert verb in VERBS
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for target in re.findall(r"^make (\w+)", text, re.M):

@@ -48,8 +48,6 @@ LEARNING_RATES = {
     "base": (5e-4, "stable at this size"),
 }
 """Learning rates by size, and why."""
-WHOLE = ("muon", "better after equal time (bench/ablation.py)")
-SPLIT = ("adamw", "muon needs whole matrices")
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,7 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
     lr = choices.take("lr", asked.lr, *LEARNING_RATES[size])
     if asked.shard and asked.optimizer == "muon":
         raise UserError("muon needs whole matrices, and --shard splits them: leave one of the two out")
-    optimizer = choices.take("optimizer", asked.optimizer, *(SPLIT if asked.shard else WHOLE))
+    optimizer = choices.take("optimizer", asked.optimizer, "adamw", "known to be stable")
     precision = choices.take("precision", asked.precision, *_precision(device, points, asked.likelihood))
     few = len(dataset.items) < FEW and not points
     dropout = choices.take("dropout", None, 0.1 if few else 0.0, "few examples" if few else "enough examples")

@@ -1,0 +1,72 @@
+"""Muon: what its steps are, what it leaves alone, and that it can be stopped and skipped."""
+
+import pytest
+import torch
+
+import sfumato
+from commands import fails
+from sfumato.engine.optimizer import Optimizer, hidden_matrices, polar
+from sfumato.nn import UNet
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 72), (2, 72, 8), (1, 32, 288)])
+def test_the_update_is_nearly_orthogonal(shape):
+    """Equation (2): all singular values near 1, and the same singular vectors."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = polar(x)
+    values = torch.linalg.svdvals(found)
+    assert values.min() > 0.5 and values.max() < 1.3
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    alignment = torch.einsum("nij,nij->n", found, u @ v) / min(shape[1:])
+    assert (alignment > 0.8).all()
+
+
+def network():
+    torch.manual_seed(0)
+    return UNet(1, widths=(8, 16), attention=(False, True), classes=3)
+
+
+def test_embeddings_first_and_last_layer_are_left_to_adam():
+    model = network()
+    chosen = {id(weight) for weight in hidden_matrices(model)}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) not in chosen and parameter.ndim > 1}
+    assert names == {"inlet.weight", "outlet.weight", "conditioning.label.weight"}
+    assert len(chosen) > 10
+
+
+def stepped(model, optimizer, unfit=0.0):
+    optimizer.zero_grad()
+    x, level = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.linspace(-1, 1, 4)
+    (model(x, level, torch.tensor([0, 1, 2, 0])) - x).square().mean().backward()
+    if unfit:
+        next(iter(hidden_matrices(model))).grad.fill_(torch.nan)
+    optimizer.step(1e-3, torch.tensor(unfit))
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+def test_a_step_that_is_not_finite_changes_nothing(rule):
+    model = network()
+    optimizer = Optimizer(rule, model)
+    before = stepped(model, optimizer)
+    state = {name: tensor.clone() for name, tensor in optimizer.tensors().items()}
+    after = stepped(model, optimizer, unfit=1.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert all(torch.equal(state[name], tensor) for name, tensor in optimizer.tensors().items())
+
+
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+def test_its_state_is_all_that_a_resume_needs(rule):
+    whole, part = network(), network()
+    ours, theirs = Optimizer(rule, whole), Optimizer(rule, part)
+    stepped(whole, ours), stepped(part, theirs)
+    again = Optimizer(rule, part)
+    again.restore(theirs.tensors())
+    assert all(torch.equal(a, b) for a, b in zip(stepped(whole, ours), stepped(part, again), strict=True))
+
+
+def test_a_run_by_muon(tmp_path, capsys):
+    run = sfumato.train("moons", steps=30, size="tiny", optimizer="muon", out=str(tmp_path / "run"))
+    assert 'optimizer = "muon"' in (run / "config.toml").read_text()
+    assert sfumato.load(run).sample(5).isfinite().all()
+    fails(capsys, ["train", "moons", "--optimizer", "sgd"], "sgd", "muon")
