@@ -262,7 +262,9 @@ ON_A_LINE = {
 """Each method for one-dimensional data, and what share of the teacher's distance a student keeps at most."""
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "meanflow" else ()) for name in METHODS]
+)
 def test_a_student_learns_the_quantile_map(name, teacher):
     """One call of the student is much nearer to the exact map than one call of the teacher (the mean of the data)."""
     method, share = ON_A_LINE[name]

@@ -175,9 +175,10 @@ def tune(folder: Path, calls: int, paths: int, rounds: int, seed: int, device: s
         try:
             noise, ends = _paths(model, paths + HELD_OUT, seed, show, stop)
             table = Table(model.denoiser.process.schedule, calls)
-            before = _distance(table, model, noise[paths:], ends[paths:])
-            _learn(table, model, noise[:paths], ends[:paths], rounds, seed, show, stop)
-            after = _distance(table, model, noise[paths:], ends[paths:])
+            unseen = torch.arange(paths, len(noise))
+            before = _distance(table, model, unseen, noise, ends)
+            _learn(table, model, paths, noise, ends, rounds, seed, show, stop)
+            after = _distance(table, model, unseen, noise, ends)
         finally:
             show.close()
     result = Tuning(folder / "samplers.json", calls, before, after, time.monotonic() - started)
@@ -206,21 +207,30 @@ def _paths(model: Diffusion, n: int, seed: int, show: Watch, stop: Interrupt) ->
 
 
 def _error(table: Table, model: Diffusion, index: Tensor, noise: Tensor, ends: Tensor) -> Tensor:
-    """Return the mean square distance of each example, (B,)."""
+    """Return the mean square distance of some paths, by their places in ``noise``, which their classes go by, (B,)."""
     end = table(_given(model, index), noise[index].to(model.device))
     square: Tensor = (end - ends[index].to(model.device)).square().flatten(1).mean(1)
     return square
 
 
 @torch.no_grad()
-def _distance(table: Table, model: Diffusion, noise: Tensor, ends: Tensor) -> float:
-    parts = [_error(table, model, index, noise, ends) for index in torch.split(torch.arange(len(noise)), BATCH)]
+def _distance(table: Table, model: Diffusion, index: Tensor, noise: Tensor, ends: Tensor) -> float:
+    parts = [_error(table, model, some, noise, ends) for some in torch.split(index, BATCH)]
     return float(torch.cat(parts).sqrt().mean())
 
 
 def _learn(
-    table: Table, model: Diffusion, noise: Tensor, ends: Tensor, rounds: int, seed: int, show: Watch, stop: Interrupt
+    table: Table,
+    model: Diffusion,
+    paths: int,
+    noise: Tensor,
+    ends: Tensor,
+    rounds: int,
+    seed: int,
+    show: Watch,
+    stop: Interrupt,
 ) -> None:
+    """Learn the table from the first ``paths``."""
     optimiser = torch.optim.Adam(table.parameters(), lr=LR, betas=(0.9, 0.95))
     begin = time.monotonic()
     for k in range(rounds):
@@ -228,7 +238,7 @@ def _learn(
             raise KeyboardInterrupt
         for group in optimiser.param_groups:
             group["lr"] = LR * (1 + math.cos(math.pi * k / rounds)) / 2
-        index = torch.randperm(len(noise), generator=stream(seed, PATHS + 1, k))[:BATCH]
+        index = torch.randperm(paths, generator=stream(seed, PATHS + 1, k))[:BATCH]
         loss = _error(table, model, index, noise, ends).sqrt().mean()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -199,7 +199,7 @@ class Diffusion(nn.Module):
         if method in (None, "tuned") and grid in (None, "tuned") and steps in self.tuned:
             return steps, "tuned", "tuned"
         if grid is None:
-            grid = ",".join(map(repr, self.stops)) if self.stops and steps == own else GRID
+            grid = ",".join(f"{t:.6g}" for t in self.stops) if self.stops and steps == own else GRID
         return steps, self.sampler if method is None else method, grid
 
     def states(
