@@ -79,7 +79,8 @@ def test_unseen_paths_keep_their_classes(tmp_path):
 
 
 def test_it_is_kept_with_others_of_the_same_weights(run):
-    sfumato.tune_sampler(run, calls=3, paths=32, rounds=30)
+    for calls in (4, 3):
+        sfumato.tune_sampler(run, calls=calls, paths=64, rounds=40)
     told = json.loads((run / "samplers.json").read_text())
     assert {"3", "4"} <= told["tuned"].keys()
     assert told["weights"] == sfumato.load(run).fingerprint() == told["tuned"]["3"]["recipe"]["weights"]
