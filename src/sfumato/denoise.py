@@ -41,7 +41,7 @@ from sfumato.weighting import WEIGHTINGS, Law, LogNormal, Uncertainty, weight
 
 __all__ = [
     "GIVES", "Denoiser", "Given", "Model", "Network", "learned_step", "meaning", "need_mean", "squared_error",
-    "take",
+    "take", "tells_mean",
 ]  # fmt: skip
 
 GIVES = {
@@ -271,6 +271,11 @@ def meaning(model: Model) -> str:
     return getattr(model, "gives", "mean")
 
 
+def tells_mean(model: Model) -> bool:
+    """Return whether a model's estimate is the mean of the data, or can be asked for it; equation (7)."""
+    return meaning(model) in ("mean", "map")
+
+
 def need_mean(model: Model, what: str) -> None:
     """Refuse a model whose estimate is not the mean, equation (7).
 
@@ -281,7 +286,7 @@ def need_mean(model: Model, what: str) -> None:
     Raises:
         UserError: the model gives something else.
     """
-    if meaning(model) not in ("mean", "map"):
+    if not tells_mean(model):
         raise UserError(
             f"{what} needs the mean of the data behind a state, and this model was distilled to give "
             f"{GIVES[meaning(model)]}: ask its teacher"

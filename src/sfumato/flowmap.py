@@ -39,6 +39,7 @@ from sfumato.dist import randn_like
 from sfumato.grid import R_MAX, logsnr
 from sfumato.process import spread
 from sfumato.rows import Estimate
+from sfumato.sampler.base import first_order
 from sfumato.schedule import Instant, Schedule, as_time
 from sfumato.weighting import weight
 
@@ -132,8 +133,8 @@ class Progressive(Method):
         begin, middle, end = (schedule.at(stops[k + i]) for i in range(3))
         x_t = _noisy(x_0, randn_like(x_0, rng), begin)
         with torch.no_grad():
-            x_m = _ddim(teacher, x_t, cond, begin, middle)
-            x_s = _ddim(teacher, x_m, cond, middle, end)
+            x_m = first_order(teacher.process, teacher(x_t, begin, cond), begin, middle)
+            x_s = first_order(teacher.process, teacher(x_m, middle, cond), middle, end)
             keep, signal, _ = student.process.bridge(begin, end, eta=0.0)
             target = (x_s - spread(keep, x_0) * x_t) / spread(signal, x_0)
         return _error(student(x_t, begin, cond), x_t, target, _weight(student, begin))
@@ -259,11 +260,6 @@ class _Lines:
 
 def _velocity(estimate: Estimate) -> Tensor:
     return estimate.eps - estimate.x0
-
-
-def _ddim(model: Denoiser, x_t: Tensor, cond: Tensor | None, t: Instant, s: Instant) -> Tensor:
-    keep, signal, _ = model.process.bridge(t, s, eta=0.0)
-    return model(x_t, t, cond).combine(keep, signal)
 
 
 def _noisy(x_0: Tensor, eps: Tensor, now: Instant) -> Tensor:

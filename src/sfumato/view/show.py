@@ -24,6 +24,7 @@ from torch import Tensor
 from sfumato.data import NAMES
 from sfumato.data import load as load_data
 from sfumato.data.picture import Pixels
+from sfumato.denoise import tells_mean
 from sfumato.engine.generate import Wish
 from sfumato.engine.run import Run
 from sfumato.errors import UserError, choose, nearest
@@ -116,7 +117,7 @@ def _drawers(subject: Subject, gif: bool) -> dict[str, Callable[[Subject], Pixel
     drawers: dict[str, Callable[[Subject], Pixels | list[Pixels]]] = {"schedule.png": _schedule}
     if subject.points and subject.codec.dims != (2,):
         return drawers
-    if subject.points and subject.model is not None and subject.model.denoiser.gives in ("mean", "map"):
+    if subject.points and subject.model is not None and tells_mean(subject.model.denoiser):
         drawers |= {"score.png": plane.score, "density.png": plane.density, "paths.png": plane.paths}
     drawers |= {"forward.png": _forward} | ({"forward.gif": _forward_frames} if gif else {})
     if subject.model is not None:

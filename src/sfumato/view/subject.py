@@ -17,7 +17,7 @@ from sfumato import __version__
 from sfumato.data import Codec, Dataset
 from sfumato.data.picture import Pixels, cloud
 from sfumato.defaults import GRID, SAMPLER, STEPS
-from sfumato.denoise import Given
+from sfumato.denoise import Given, tells_mean
 from sfumato.dist import stream
 from sfumato.engine.generate import Way, Wish
 from sfumato.engine.run import Run
@@ -92,7 +92,7 @@ class Subject:
     @property
     def slow_way(self) -> Way:
         """The way back in steps small enough for the eye; a student's or a tuned way goes in its own steps alone."""
-        if self.model is not None and self.model.denoiser.gives not in ("mean", "map"):
+        if self.model is not None and not tells_mean(self.model.denoiser):
             return self.way
         way = replace(self.way, method=SAMPLER, grid=GRID) if self.way.method == "tuned" else self.way
         return replace(way, steps=max(way.steps, FRAMES))
