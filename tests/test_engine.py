@@ -200,6 +200,23 @@ def test_dequantised_examples_fill_their_bins(tmp_path, digits):
     assert not torch.equal(again, other)
 
 
+def test_mirrored_examples_are_turned_every_other_time(tmp_path, digits):
+    """Left for right, whole pictures, half of them, by a law of the step alone."""
+    trainer = Trainer(Run.create(tmp_path / "run", chosen(digits, mirror=True), digits), digits)
+    index = torch.arange(1000)
+    plain = digits.codec.encode(digits.items[index])
+    states, _ = trainer.examples(index, stream(1))
+    turned = (states == plain.flip(-1)).flatten(1).all(1)
+    assert ((states == plain).flatten(1).all(1) | turned).all()
+    assert abs(turned.float().mean() - 0.5) < 0.08  # 5 standard errors, and some are their own mirror image
+    assert torch.equal(states, trainer.examples(index, stream(1))[0])
+
+
+def test_points_have_no_mirror_image():
+    with pytest.raises(UserError, match=r"--mirror turns pictures, and 'moons' has none"):
+        train("moons", mirror=True)
+
+
 @pytest.mark.parametrize("weighting", ["elbo", "learned"])
 def test_runs_with_more_to_learn_resume_exactly(tmp_path, digits, weighting):
     config, _ = chosen(digits, likelihood=True, learn_variance=True, weighting=weighting, batch=8)

@@ -13,7 +13,7 @@ from sfumato.denoise import Denoiser
 from sfumato.density import flow_logp, vlb
 from sfumato.dist import stream
 from sfumato.errors import UserError
-from sfumato.flowmap import METHODS, AlphaFlow, ConsistencyTuning, MeanFlow, Progressive, halved
+from sfumato.flowmap import METHODS, AlphaFlow, ConsistencyTuning, MeanFlow, Progressive, Task, halved
 from sfumato.nn import MLP, UNet
 from sfumato.process import Gaussian
 from sfumato.sampler import SAMPLERS, Consistency, FlowMap, generate, sampler, trajectory
@@ -138,7 +138,7 @@ def mean_loss_gradient(method, gives, done, n=200_000):
     flowmap_error, flowmap.squared_error = flowmap.squared_error, remember
     try:
         x_0 = gaussian(dim=1).sample(n, stream(6))
-        method.loss(student, student, x_0, None, stream(7), torch.full((n,), 0.6, dtype=torch.float64), done)
+        method.loss(student, student, Task(x_0, None, stream(7), torch.full((n,), 0.6, dtype=torch.float64), done))
     finally:
         flowmap.squared_error = flowmap_error
     (found,) = errors
@@ -179,7 +179,7 @@ def test_progressive_teaches_two_steps_in_one():
 
     x_0 = gaussian(dim=1).sample(50, stream(15))
     method = Progressive(calls=2, stages=2)
-    losses = method.loss(Twice(student, method), Steps(), x_0, None, stream(16), torch.zeros(50), 0.0)
+    losses = method.loss(Twice(student, method), Steps(), Task(x_0, None, stream(16), torch.zeros(50), 0.0))
     assert losses.max() < 1e-10
 
 
@@ -218,7 +218,8 @@ def taught(method, teacher, steps, lr=2e-3):
         for group in optimiser.param_groups:
             group["lr"] = lr * min(1, (steps - k) / (0.5 * steps))
         x_0 = line().sample(512, stream(8, k)).float()
-        loss = method.loss(student, guide, x_0, None, stream(9, k), student.times(512, stream(10, k)), k / steps)
+        task = Task(x_0, None, stream(9, k), student.times(512, stream(10, k)), k / steps)
+        loss = method.loss(student, guide, task)
         optimiser.zero_grad()
         loss.mean().backward()
         optimiser.step()

@@ -5,7 +5,7 @@ import torch
 
 import sfumato
 from commands import fails
-from sfumato.engine.optimizer import Optimizer, hidden_matrices, polar
+from sfumato.engine.optimizer import Muon, Optimizer, hidden_matrices, polar
 from sfumato.nn import UNet
 
 
@@ -42,6 +42,21 @@ def stepped(model, optimizer, unfit=0.0):
         next(iter(hidden_matrices(model))).grad.fill_(torch.nan)
     optimizer.step(1e-3, torch.tensor(unfit))
     return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def test_kernels_of_one_shape_as_matrices_step_together_as_alone():
+    """(8, 4, 2, 2) and (8, 16, 1, 1) are both 8x16; each moves as if it were the only one."""
+
+    def moved(*shapes):
+        weights = [torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))) for shape in shapes]
+        for weight in weights:
+            weight.grad = weight.sin()
+        Muon(weights).step(1e-2, torch.tensor(0.0))
+        return weights
+
+    first, second, third = moved((8, 4, 2, 2), (8, 16, 1, 1), (8, 16))
+    for together, shape in ((first, (8, 4, 2, 2)), (second, (8, 16, 1, 1)), (third, (8, 16))):
+        torch.testing.assert_close(together, moved(shape)[0], atol=1e-3, rtol=0)  # bf16 inside
 
 
 @pytest.mark.parametrize("rule", ["adamw", "muon"])

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sfumato.coupling import COUPLINGS
 from sfumato.dist import Normal, randn_like
 from sfumato.errors import UserError, choose
 from sfumato.process import Gaussian, spread
@@ -94,6 +95,7 @@ class Denoiser(nn.Module):
         law: how often each noise level is drawn in training; by default log-normal.
         variance: "learned" if the network says the variance of the reverse step, equation (5); else "fixed".
         gives: what the estimate stands for, a key of :data:`GIVES`; equation (7).
+        coupling: which noise goes with which example in training, a key of ``sfumato.coupling.COUPLINGS``.
 
     Raises:
         UserError: an unknown name, sigma_data <= 0, or a parameterisation that cannot be inverted at t = 1
@@ -114,6 +116,7 @@ class Denoiser(nn.Module):
         law: Law | None = None,
         variance: Literal["fixed", "learned"] = "fixed",
         gives: str = "mean",
+        coupling: str = "independent",
     ) -> None:
         super().__init__()
         choose("parameterisation", parameterisation, ROWS)
@@ -135,6 +138,7 @@ class Denoiser(nn.Module):
         self.uncertainty = Uncertainty() if weighting == "learned" else None
         self.variance = variance
         self.gives = gives
+        self.coupled = choose("coupling", coupling, COUPLINGS)
         self.sigma_data = sigma_data
         self.law: Law = LogNormal() if law is None else law
         self.register_buffer("mmse_logsnr", torch.linspace(-10, 12, 45))  # falling noise, as np.interp needs
@@ -201,7 +205,7 @@ class Denoiser(nn.Module):
         schedule, sd = self.process.schedule, self.sigma_data
         t = self.times(len(x_0), rng) if t is None else t
         now = schedule.at(t)
-        eps = randn_like(x_0, rng)
+        eps = self.coupled(x_0, randn_like(x_0, rng), cond)
         estimate = self.forward(spread(now.alpha, x_0) * x_0 + spread(now.sigma, x_0) * eps, now, cond)
         name = self.weighting if self.uncertainty is None else self.parameterisation
         w = weight(name, schedule, t, sd, self.law.density(t, schedule, sd))

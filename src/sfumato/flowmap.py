@@ -30,6 +30,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,9 +44,27 @@ from sfumato.sampler.base import first_order
 from sfumato.schedule import Instant, Schedule, as_time
 from sfumato.weighting import weight
 
-__all__ = ["METHODS", "AlphaFlow", "ConsistencyTuning", "MeanFlow", "Method", "Progressive", "halved"]
+__all__ = ["METHODS", "AlphaFlow", "ConsistencyTuning", "MeanFlow", "Method", "Progressive", "Task", "halved"]
 
 R_LEAST = 1e-4
+
+
+class Task(NamedTuple):
+    """What a step of a lesson is about.
+
+    Attributes:
+        x_0: (B, ...) data.
+        cond: (B,) labels, if the networks take them.
+        rng: CPU generator for the noise.
+        t: (B,) times, drawn from the student's law.
+        done: share of the training that is done, in [0, 1).
+    """
+
+    x_0: Tensor
+    cond: Tensor | None
+    rng: torch.Generator
+    t: Tensor
+    done: float
 
 
 class Method(ABC):
@@ -60,20 +79,13 @@ class Method(ABC):
     stages: int = 1
 
     @abstractmethod
-    def loss(
-        self, student: Denoiser, teacher: Denoiser, x_0: Tensor, cond: Tensor | None, rng: torch.Generator, t: Tensor,
-        done: float,
-    ) -> Tensor:  # fmt: skip
+    def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
         """Return the loss of each example, (B,).
 
         Args:
             student: what is trained.
             teacher: what is not: the run's own weights, or of a later stage the student's average.
-            x_0: (B, ...) data.
-            cond: (B,) labels, if the networks take them.
-            rng: CPU generator for the noise.
-            t: (B,) times, drawn from the student's law.
-            done: share of the training that is done, in [0, 1).
+            task: what the student learns from in this step.
         """
 
 
@@ -91,10 +103,8 @@ class ConsistencyTuning(Method):
     power: float = 0.5
     gives = "end"
 
-    def loss(
-        self, student: Denoiser, teacher: Denoiser, x_0: Tensor, cond: Tensor | None, rng: torch.Generator, t: Tensor,
-        done: float,
-    ) -> Tensor:  # fmt: skip
+    def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
+        x_0, cond, rng, t, done = task
         schedule, sd = student.process.schedule, student.sigma_data
         noise, now = _begin(schedule, t)
         share = 2.0 ** -(1 + int(done * self.doublings)) * (1 + 8 * torch.sigmoid(-noise / (2 * sd)))
@@ -122,10 +132,8 @@ class Progressive(Method):
     stages: int = 3
     gives = "step"
 
-    def loss(
-        self, student: Denoiser, teacher: Denoiser, x_0: Tensor, cond: Tensor | None, rng: torch.Generator, t: Tensor,
-        done: float,
-    ) -> Tensor:  # fmt: skip
+    def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
+        x_0, cond, rng, t, done = task
         schedule = student.process.schedule
         steps = self.calls * 2 ** (self.stages - 1 - int(done * self.stages))
         stops = halved(schedule, self.calls, self.stages)[:: self.calls * 2**self.stages // (2 * steps)]
@@ -158,10 +166,8 @@ class AlphaFlow(Method):
     power: float = 0.75
     gives = "map"
 
-    def loss(
-        self, student: Denoiser, teacher: Denoiser, x_0: Tensor, cond: Tensor | None, rng: torch.Generator, t: Tensor,
-        done: float,
-    ) -> Tensor:  # fmt: skip
+    def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
+        x_0, cond, rng, t, done = task
         a = max(self.least, 1 - done / self.warm)
         line = _Lines(student, x_0, randn_like(x_0, rng), t, self.still, rng)
         r = line.at(a * line.end + (1 - a) * line.begin)
@@ -183,10 +189,8 @@ class MeanFlow(Method):
     power: float = 0.75
     gives = "map"
 
-    def loss(
-        self, student: Denoiser, teacher: Denoiser, x_0: Tensor, cond: Tensor | None, rng: torch.Generator, t: Tensor,
-        done: float,
-    ) -> Tensor:  # fmt: skip
+    def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
+        x_0, cond, rng, t, _ = task
         line = _Lines(student, x_0, randn_like(x_0, rng), t, self.still, rng)
 
         def u(z: Tensor, tau: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class _UNetSize:
 
 UNETS = {
     "tiny": _UNetSize((32, 64), 2, (False, True)),
-    "small": _UNetSize((32, 64, 96), 2, (False, False, True)),
+    "small": _UNetSize((32, 64, 96), 1, (False, False, False)),
     "base": _UNetSize((64, 128, 192), 2, (False, False, True)),
 }
 """U-Nets by size; bench/network_speed.py measured them."""
@@ -43,11 +43,12 @@ FEW = 10_000
 LEAST_PART = 16
 """Examples of one part of a step: with fewer a process idles."""
 LEARNING_RATES = {
-    "tiny": (1e-3, "stable at this size"),
-    "small": (1e-3, "stable at this size"),
-    "base": (5e-4, "stable at this size"),
+    "muon": {"tiny": 2e-3, "small": 2e-3, "base": 1e-3},
+    "adamw": {"tiny": 1e-3, "small": 4e-3, "base": 5e-4},
 }
-"""Learning rates by size, and why."""
+"""Learning rates by optimiser and size."""
+NOISE_MEAN = -0.1
+"""Of the log of the noise that networks see in training, against the data's spread."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Asked:
     accumulate: int = 1
     lr: float | None = None
     optimizer: Rule | None = None
+    coupling: str = "independent"
+    mirror: bool = False
     resolution: int | None = None
     skip_bad: bool = False
     stream: bool = False
@@ -124,6 +127,8 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
         raise UserError("--shard splits the weights over several processes: start them with torchrun")
     if asked.accumulate < 1:
         raise UserError(f"--accumulate must be at least 1, got {asked.accumulate}")
+    if asked.mirror and dataset.codec.kind != "image":
+        raise UserError(f"--mirror turns pictures, and '{asked.data}' has none: leave it out")
     dims = dataset.codec.dims
     points = dataset.codec.kind == "points"
     threads = 1 if points else torch.get_num_threads()
@@ -133,10 +138,10 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
     steps, seconds = length(asked.time, asked.steps, time, why, choices)
     shape = "x".join(map(str, dims))
     size = choices.take("size", asked.size, "tiny" if little else "small", f"learns {shape} values in minutes on a CPU")
-    lr = choices.take("lr", asked.lr, *LEARNING_RATES[size])
     if asked.shard and asked.optimizer == "muon":
         raise UserError("muon needs whole matrices, and --shard splits them: leave one of the two out")
-    optimizer = choices.take("optimizer", asked.optimizer, "adamw", "known to be stable")
+    optimizer = choices.take("optimizer", asked.optimizer, *_optimizer(asked.shard, points))
+    lr = choices.take("lr", asked.lr, LEARNING_RATES[optimizer][size], f"of {optimizer} at this size")
     precision = choices.take("precision", asked.precision, *_precision(device, points, asked.likelihood))
     few = len(dataset.items) < FEW and not points
     dropout = choices.take("dropout", None, 0.1 if few else 0.0, "few examples" if few else "enough examples")
@@ -151,6 +156,7 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
         schedule=asked.schedule,
         parameterisation=asked.parameterisation,
         **aim,
+        coupling=asked.coupling,
         variance="learned" if asked.learn_variance else "fixed",
         sigma_data=sigma_data,
         precision=precision,
@@ -168,6 +174,7 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
         shard=asked.shard,
         lr=lr,
         optimizer=optimizer,
+        mirror=asked.mirror,
         steps=steps,
         seconds=seconds,
         save_every=asked.save_every,
@@ -239,7 +246,16 @@ def _samples(asked: Asked, choices: Choices) -> dict[str, Any]:
     weighting = choices.take(
         "weighting", asked.weighting, asked.parameterisation, "plain error of the network's output"
     )
-    return {"weighting": weighting, "law": "lognormal", "dequantise": False}
+    return {"weighting": weighting, "law": "lognormal", "noise_mean": NOISE_MEAN, "dequantise": False}
+
+
+def _optimizer(shard: bool, points: bool) -> tuple[Rule, str]:
+    """Return the optimiser, and why."""
+    if shard:
+        return "adamw", "Muon needs whole matrices, and --shard splits them"
+    if points:
+        return "adamw", "the network is too small to gain from more"
+    return "muon", "better samples after equal time (bench/ablation.py)"
 
 
 def _likelihood(dataset: Dataset, asked: Asked, choices: Choices) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class Config:
         optimizer: "muon" or "adamw".
         steps: length of the run in steps; 0 if ``seconds`` decides.
         seconds: length of the run in seconds; 0 if ``steps`` decides.
+        mirror: show each picture mirrored, left for right, every other time.
         ema: horizon of the weights' average, as a share of the run so far.
         save_every: seconds between checkpoints.
         device: "cpu", "cuda", "mps".
@@ -82,6 +83,7 @@ class Config:
     optimizer: Rule = "adamw"
     steps: int = 0
     seconds: float = 0.0
+    mirror: bool = False
     ema: float = 0.1
     save_every: float = 30.0
     device: str = "cpu"

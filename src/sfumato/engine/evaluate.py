@@ -162,7 +162,8 @@ def evaluate(
     show = watch("evaluate", "sample")
     try:
         with Interrupt() as stop, drawing(folder, wish, None, device, None) as draws:
-            real, notes = _real(Run.open(folder), draws, data, features)
+            run = Run.open(folder)
+            real, notes = _real(run, draws, data, features)
             count = _enough(n, real.features)
             for note in notes:
                 show.say(f"  {note}")
@@ -173,10 +174,10 @@ def evaluate(
     finally:
         show.close()
     result = Evaluation(
-        folder.name, weights, real.held_out.name, real.features.name, count, len(real.train.items),
+        run.folder.name, weights, real.held_out.name, real.features.name, count, len(real.train.items),
         len(real.held_out.items), way.seed, way.steps, way.method, way.grid, tuple(found), (*notes, *more),
     )  # fmt: skip
-    write_atomic(folder / "evaluation.json", json.dumps(asdict(result), indent=2).encode())
+    write_atomic(run.folder / "evaluation.json", json.dumps(asdict(result), indent=2).encode())
     return result
 
 

@@ -17,7 +17,7 @@ from sfumato.engine.checkpoint import read_weights
 from sfumato.engine.distributed import whole
 from sfumato.engine.run import Run, restore
 from sfumato.errors import choose
-from sfumato.flowmap import METHODS
+from sfumato.flowmap import METHODS, Task
 from sfumato.models.diffusion import Diffusion
 
 __all__ = ["Lesson", "Objective"]
@@ -92,4 +92,4 @@ class Objective(nn.Module):
         if self.lesson is None:
             return self.denoiser.loss(x_0, cond, rng, t)
         teacher, done = self.lesson.teacher.denoiser, self.lesson.done
-        return self.lesson.method.loss(self.denoiser, teacher, x_0, cond, rng, t, done)
+        return self.lesson.method.loss(self.denoiser, teacher, Task(x_0, cond, rng, t, done))

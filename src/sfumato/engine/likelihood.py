@@ -196,7 +196,7 @@ def likelihood(folder: Path, data: str | None, how: How, out: Path | None, devic
     with _clock(sum(len(part.index) for part in parts) * (how.draws + bool(levels))) as tick:
         measured = tuple(_measure(model, own, part, how, tick) for part in parts)
     result = Likelihood(
-        folder=folder / "likelihood" / datasets[-1].name if out is None else out,
+        folder=run.folder / "likelihood" / datasets[-1].name if out is None else out,
         recipe=run.recipe(model, weights) | {"asked": [part.name for part in parts]} | asdict(how),
         how=how,
         codec=model.codec,

@@ -13,8 +13,8 @@ from sfumato.engine.trainer import Trainer
 
 __all__ = ["best_batch", "pace"]
 
-BATCHES = (64, 128)  # up to the size with which the defaults were judged
-GAIN = 1.1  # a larger batch means fewer steps: it must be this much faster
+BATCHES = (32, 64, 128)  # those with which the defaults were judged; bench/ablation.py
+GAIN = 1.25  # a batch twice as large means half the steps: it must show this many times the images
 
 
 def pace(trainer: Trainer, seconds: float, least: int = 2) -> float:

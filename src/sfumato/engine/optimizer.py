@@ -26,7 +26,7 @@ __all__ = ["Muon", "Optimizer", "Rule", "hidden_matrices"]
 Rule = Literal["adamw", "muon"]
 """Names of the rules."""
 
-RATIO = 10.0  # of Muon's rate to AdamW's: its updates have unit singular values, AdamW's have unit entries
+RATIO = 5.0  # of Muon's rate to AdamW's: its updates have unit singular values, AdamW's have unit entries
 MOMENTUM = 0.95
 POLAR = (3.4445, -4.7750, 2.0315)  # a, b, c of (2)
 ROUNDS = 5
@@ -93,7 +93,7 @@ class Muon:
     def __init__(self, weights: Iterable[Tensor]) -> None:
         self.weights = list(weights)
         self.momenta = [torch.zeros_like(weight) for weight in self.weights]
-        shapes = [(len(weight), weight.numel() // len(weight)) for weight in self.weights]
+        shapes = [weight.flatten(1).shape for weight in self.weights]
         self.alike = {shape: [i for i, other in enumerate(shapes) if other == shape] for shape in shapes}
 
     @torch.no_grad()
@@ -101,13 +101,12 @@ class Muon:
         """Take one step; arguments as for :meth:`Optimizer.step`. Matrices of one shape go together."""
         for (rows, columns), which in self.alike.items():
             grads = (self.weights[i].grad for i in which)
-            grad = torch.where(unfit > 0, 0.0, torch.stack([g for g in grads if g is not None]))
-            momentum = torch.stack([self.momenta[i] for i in which])
+            grad = torch.where(unfit > 0, 0.0, torch.stack([g.flatten(1) for g in grads if g is not None]))
+            momentum = torch.stack([self.momenta[i].flatten(1) for i in which])
             momentum = torch.lerp(momentum, torch.lerp(momentum, grad, 1 - MOMENTUM), 1 - unfit)
-            update = torch.lerp(grad, momentum, MOMENTUM).reshape(len(which), rows, columns)
-            step = polar(update) * (RATIO * lr * max(1.0, rows / columns) ** 0.5 * (1 - unfit))
+            step = polar(torch.lerp(grad, momentum, MOMENTUM)) * (RATIO * lr * max(1.0, rows / columns) ** 0.5 * (1 - unfit))
             for i, kept, moved in zip(which, momentum, step, strict=True):
-                self.momenta[i].copy_(kept)
+                self.momenta[i].copy_(kept.view_as(self.weights[i]))
                 self.weights[i].sub_(moved.view_as(self.weights[i]))
 
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 
@@ -20,6 +20,7 @@ from sfumato.engine import checkpoint
 from sfumato.engine.average import reconstructed
 from sfumato.engine.config import Config, read_config, write_config
 from sfumato.engine.distributed import assign
+from sfumato.engine.shipped import names, unpacked
 from sfumato.errors import UserError
 from sfumato.files import write_atomic
 from sfumato.models.diffusion import Diffusion
@@ -106,14 +107,13 @@ class Run:
 
     @staticmethod
     def open(folder: Path) -> Run:
-        """Open the folder of a run.
+        """Open the folder of a run, or a model that came along by its name; see shipped.py.
 
         Raises:
             UserError: it is none, or its records are damaged.
         """
         if not folder.is_dir():
-            known = latest(folder.parent)
-            raise UserError(f"{folder}: no such run" + (f"; the newest there is {known}" if known else ""))
+            folder = unpacked(str(folder)) or _missing(folder)
         config = read_config(folder / "config.toml")
         path = folder / "data.json"
         try:
@@ -206,6 +206,12 @@ def restore(model: nn.Module, tensors: dict[str, Any], prefix: str, where: Path)
     if {name: t.shape for name, t in target.items()} != {name: t.shape for name, t in state.items()}:
         raise UserError(f"{where}: the weights do not fit config.toml; was it changed by hand?")
     assign(target, state)
+
+
+def _missing(folder: Path) -> NoReturn:
+    known = latest(folder.parent)
+    newest = f"; the newest there is {known}" if known else ""
+    raise UserError(f"{folder}: no such run{newest}; with sfumato come {', '.join(names()) or 'none'}")
 
 
 def latest(folder: Path) -> Path | None:

@@ -42,6 +42,7 @@ from sfumato.engine.optimizer import Optimizer
 from sfumato.engine.order import Order
 from sfumato.engine.run import Run, restore
 from sfumato.errors import UserError
+from sfumato.process import spread
 
 __all__ = ["Trainer"]
 
@@ -147,16 +148,19 @@ class Trainer:
             self.dataset.items.prefetch(self.order(self.step + late)[part :: self.config.parts])
 
     def examples(self, index: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
-        """Return the states and labels of examples, on the device; dequantised if the model is of such states.
+        """Return the states and labels of examples, on the device; mirrored and dequantised if the run wants it.
 
         Args:
             index: (b,) of the examples.
-            rng: for the dequantisation.
+            rng: for both.
         """
         labels, codec, items = self.dataset.labels, self.dataset.codec, self.dataset.items[index]
         if items.dtype == torch.uint8:  # a quarter of the bytes to move
             items = (items.pin_memory() if self.device.type == "cuda" else items).to(self.device, non_blocking=True)
         states = codec.encode(items).to(self.device)
+        if self.config.mirror:
+            turned = torch.rand(len(states), generator=rng, dtype=torch.float64) < 0.5
+            states = torch.where(spread(turned, states).bool(), states.flip(-1), states)
         if self.config.model.dequantise:
             states = states + codec.level_width * (rand(states, rng) - 0.5).to(states.dtype)
         wanted = self.config.model.classes > 0 and labels is not None

@@ -181,7 +181,7 @@ def tune(folder: Path, calls: int, paths: int, rounds: int, seed: int, device: s
             after = _distance(table, model, unseen, noise, ends)
         finally:
             show.close()
-    result = Tuning(folder / "samplers.json", calls, before, after, time.monotonic() - started)
+    result = Tuning(run.folder / "samplers.json", calls, before, after, time.monotonic() - started)
     if after < before:
         _keep(result, table.frozen(), run.recipe(model, notes) | {"paths": paths, "rounds": rounds, "seed": seed})
     return result

@@ -52,6 +52,7 @@ class Spec:
         law: how often each noise level is drawn in training, "lognormal" or "likelihood".
         noise_mean: of the log-normal law, against sigma_data.
         noise_std: its standard deviation.
+        coupling: a key of ``sfumato.coupling.COUPLINGS``.
         variance: of the reverse step: "learned" by the network, for the sampler "ancestral-learned", or "fixed".
         dequantise: train on data of finitely many levels spread evenly over the levels' bins.
         gives: what the estimate stands for, a key of ``sfumato.denoise.GIVES``.
@@ -73,6 +74,7 @@ class Spec:
     law: Literal["lognormal", "likelihood"] = "lognormal"
     noise_mean: float = -0.5
     noise_std: float = 1.2
+    coupling: str = "independent"
     variance: Literal["fixed", "learned"] = "fixed"
     dequantise: bool = False
     gives: str = "mean"
@@ -123,6 +125,7 @@ class Spec:
             law=Likelihood() if self.law == "likelihood" else LogNormal(self.noise_mean, self.noise_std),
             variance=self.variance,
             gives=self.gives,
+            coupling=self.coupling,
         )
         return Diffusion(denoiser, codec, tuple(classes), self.sampler, self.stops)
 

@@ -29,6 +29,8 @@ def train(
     accumulate: int = 1,
     lr: float | None = None,
     optimizer: Literal["adamw", "muon"] | None = None,
+    coupling: str = "independent",
+    mirror: bool = False,
     resolution: int | None = None,
     skip_bad: bool = False,
     stream: bool = False,
@@ -61,6 +63,8 @@ def train(
         accumulate: parts in which each process computes its share of a step, to save memory.
         lr: learning rate.
         optimizer: adamw, or muon, which steps by whole matrices of the hidden layers.
+        coupling: of noise and examples in a batch: independent, or immiscible (each its nearest, within its class).
+        mirror: pictures may be turned, left for right: doubles them where that leaves them possible.
         resolution: longest side to which pictures are brought.
         skip_bad: leave unreadable files out instead of stopping at the first.
         stream: leave pictures on disk and read each when its turn comes; by default if memory is short for them.

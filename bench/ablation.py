@@ -1,0 +1,162 @@
+"""What each choice of the default recipe is worth: every change of it alone, after equal training time, on three seeds.
+
+    python bench/ablation.py DATA [seconds each] [seeds] [change ...]      adds to results/ablation.json
+
+DATA is digits, fashion-mnist, or the folder that emoji_pictures.py wrote. Every run does as many steps as fit into the
+time by step times of one interleaved measurement, which the JSON keeps: a disturbed minute costs nobody, and a
+benchmark that was stopped goes on. Judged by the held-out loss (the same noise levels and noise for all) and by the
+Frechet distance of samples to the held-out part, or the kernel distance where that has fewer pictures than features.
+"""
+
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from interleave import median, race, read, timers, write
+
+from sfumato.data import load
+from sfumato.dist import stream
+from sfumato.engine import trainer as training
+from sfumato.engine.choices import Asked, Choices, configure
+from sfumato.engine.machine import tuned
+from sfumato.engine.reference import reference
+from sfumato.engine.run import Run
+from sfumato.engine.trainer import Trainer
+from sfumato.metrics.features import features_of
+from sfumato.metrics.frechet import frechet
+from sfumato.metrics.kernel import kernel_distance
+from sfumato.weighting import LogNormal
+
+N = 2_000
+ROUNDS, STEPS = 9, 4
+
+
+def network(**changes):
+    return lambda config: replace(config, model=replace(config.model, **changes))
+
+
+def run(**changes):
+    return lambda config: replace(config, **changes)
+
+
+CHANGES = {
+    "default": lambda config: config,
+    "two blocks a level": network(blocks=2),
+    "attention at the lowest level": lambda c: network(attention=(*[False] * (len(c.model.widths) - 1), True))(c),
+    "half as wide again": lambda c: network(widths=tuple(3 * w // 2 for w in c.model.widths))(c),
+    "AdamW": run(optimizer="adamw", lr=4e-3),
+    "AdamW, half the rate": run(optimizer="adamw", lr=2e-3),
+    "Muon": run(optimizer="muon", lr=2e-3),
+    "Muon, half the rate": run(optimizer="muon", lr=1e-3),
+    "Muon, twice the rate": run(optimizer="muon", lr=4e-3),
+    "batch 16": run(batch=16),
+    "batch 64": run(batch=64),
+    "noise of mean -0.5": network(noise_mean=-0.5),
+    "noise of mean 0.3": network(noise_mean=0.3),
+    "noise of deviation 1.6": network(noise_std=1.6),
+    "immiscible noise": network(coupling="immiscible"),
+    "mirrored": run(mirror=True),
+    "no dropout": network(dropout=0.0),
+    "cool-down over 0.6": {"COOL_DOWN": 0.6},
+    "cool-down over 0.1": {"COOL_DOWN": 0.1},
+    "horizon of 0.2": run(ema=0.2),
+}
+"""Each is one word of the recipe: a function of the config, or constants of engine/trainer.py."""
+
+
+class Bench:
+    def __init__(self, name):
+        self.name = Path(name).name
+        self.data = load(name)
+        defaults = Asked(name, steps=1, batch=32, classes=bool(self.data.classes))
+        self.config = configure(self.data, defaults, Choices())
+        self.features, _ = features_of(None, self.data.codec.dims)
+        self.known = reference(self.data, self.data.test, self.features)
+        self.held_out = self.data.test.codec.encode(self.data.test.items[:1_000])
+        self.labels = self.data.test.labels[:1_000] if self.config.model.classes else None
+
+    def config_of(self, change, **changes):
+        config = replace(self.config, **changes)
+        return config if isinstance(change, dict) else change(config)
+
+    def step_times(self, names):
+        """Seconds a step of each change, in turns in one process."""
+
+        def advancing(trainer):
+            return lambda: [trainer.advance() for _ in range(STEPS)]
+
+        trainers = {name: self.trainer(self.config_of(CHANGES[name], steps=10**6)) for name in names}
+        rounds = race(
+            timers({name: advancing(each) for name, each in trainers.items()}), dict.fromkeys(names, 1), ROUNDS
+        )
+        return {name: median(rounds, name) / STEPS for name in names}
+
+    def trainer(self, config):
+        return Trainer(Run.of(Path("nowhere"), config, self.data), self.data)
+
+    def row(self, change, steps, seed):
+        constants = change if isinstance(change, dict) else {}
+        before = {key: getattr(training, key) for key in constants}
+        try:
+            for key, value in constants.items():
+                setattr(training, key, value)
+            trainer = self.trainer(self.config_of(change, steps=steps, seed=seed))
+            begin = time.monotonic()
+            for _ in range(steps):
+                trainer.advance()
+        finally:
+            for key, value in before.items():
+                setattr(training, key, value)
+        minutes, half = round((time.monotonic() - begin) / 60, 2), self.judged(trainer.short, seed)
+        return self.judged(trainer.ema, seed) | {"half the horizon": half, "minutes": minutes}
+
+    @torch.no_grad()
+    def judged(self, model, seed):
+        denoiser = model.eval().denoiser
+        denoiser.law = LogNormal(-0.5, 1.2)
+        loss = np.mean([float(denoiser.loss(self.held_out, self.labels, stream(0, k)).mean()) for k in range(4)])
+        drawn = self.features(torch.cat(list(model.states(N, seed=seed))))
+        return {"loss": round(float(loss), 4), "distance": round(self.distance(drawn), 4)}
+
+    @property
+    def kind(self):
+        few = len(self.known.held_out) <= self.features.dim
+        return f"{'kernel' if few else 'frechet'}[{self.features.name}]"
+
+    def distance(self, rows):
+        if self.kind.startswith("frechet"):
+            return frechet(rows, self.known.held_out)
+        return kernel_distance(rows, self.known.held_out).value
+
+
+def main(name, seconds, seeds, names):
+    bench = Bench(name)
+    case = f"{bench.name}, {seconds:g} s"
+    with ExitStack() as stack:
+        stack.enter_context(tuned(bench.config.threads, "cpu"))
+        told = read("ablation.json").get("cases", {}).get(case, {"step seconds": {}, "rows": {}})
+        missing = [each for each in names if each not in told["step seconds"]]
+        if missing:  # with the default among them, to which the others are set in proportion
+            took = bench.step_times(list(dict.fromkeys(["default", *missing])))
+            scale = told["step seconds"].get("default", took["default"]) / took["default"]
+            told["step seconds"] |= {each: round(took[each] * scale, 5) for each in took if each in missing}
+        floor = bench.distance(bench.known.train[:N])
+        told |= {"measure": bench.kind, "n": N, "floor": round(floor, 4), "torch": torch.__version__}
+        write("ablation.json", {"cases": {case: told}})
+        for seed in range(seeds):
+            for each in names:
+                rows = told["rows"].setdefault(each, {})
+                if str(seed) not in rows:
+                    steps = round(seconds / told["step seconds"][each])
+                    rows[str(seed)] = {"steps": steps} | bench.row(CHANGES[each], steps, seed)
+                    print(f"{case}, seed {seed}: {each}: {rows[str(seed)]}", flush=True)
+                    write("ablation.json", {"cases": {case: told}})
+
+
+if __name__ == "__main__":
+    words = dict(enumerate(sys.argv))
+    main(words[1], float(words.get(2, 120)), int(words.get(3, 3)), sys.argv[4:] or list(CHANGES))

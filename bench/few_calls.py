@@ -1,0 +1,130 @@
+"""How good samples are against network calls: a trained run, its tuned ways back, and its student.
+
+    python bench/few_calls.py RUN [STUDENT] [n]      adds to results/few_calls.json and draws few_calls.png
+
+Every row is n samples (10,000) against as many held-out examples; the floor is as many training examples. Rows are kept
+by the fingerprint of the weights, so what was stopped goes on. The wall time of the student is that of `model.sample`
+for 1,000 pictures in one call, against bare forward passes of its network on the same batches, in turns.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from interleave import RESULTS, race, ratio, read, timers, write
+
+from sfumato.defaults import GRID, SAMPLER
+from sfumato.engine.machine import tuned
+from sfumato.engine.reference import reference
+from sfumato.engine.run import Run
+from sfumato.metrics.bootstrap import of_two
+from sfumato.metrics.features import features_of
+from sfumato.metrics.frechet import frechet
+from sfumato.metrics.neighbours import manifolds
+
+FILE = "few_calls.json"
+MEASURES = ("frechet", "recall", "coverage")
+PICTURES = 1_000
+
+
+class Judge:
+    def __init__(self, run, n):
+        data = run.dataset()
+        self.n, self.codec = n, data.codec
+        self.features, _ = features_of(None, self.codec.dims)
+        self.known = reference(data, data.test, self.features)
+
+    def of(self, rows):
+        held = self.known.held_out[: self.n]
+        distance, found = of_two(rows, held, 0, frechet), manifolds(rows, held)
+        return {
+            "frechet": [round(each, 4) for each in distance],
+            "recall": round(float(found.recall.mean()), 4),
+            "coverage": round(float(found.coverage.mean()), 4),
+        }
+
+    def drawn(self, model, steps, method=None, grid=None):
+        items = model.sample(self.n, seed=1, steps=steps, method=method, grid=grid)
+        return self.of(self.features(self.codec.encode(items)))
+
+
+def rows_of(name, model, ways, told, judge):
+    """Fill in what is missing of a model's rows."""
+    weights = model.fingerprint()
+    rows = told["rows"].get(name, {})
+    if rows.get("weights") != weights:
+        rows = {"weights": weights}
+    told["rows"][name] = rows
+    for way, how in ways.items():
+        if way not in rows:
+            begin = time.monotonic()
+            rows[way] = judge.drawn(model, *how) | {"seconds": round(time.monotonic() - begin)}
+            print(f"{name}, {way}: {rows[way]}", flush=True)
+            write(FILE, told)
+
+
+def latency(model):
+    """How many times as long a call of `sample` takes as bare forward passes on the same batches."""
+    size = model.batch
+    batches = -(-PICTURES // size)
+    x, level = torch.randn(size, *model.codec.dims), torch.zeros(size)
+    labels = model.labels(range(size))
+
+    @torch.no_grad()
+    def forward():
+        for _ in range(batches):
+            model.denoiser.network(x, level, labels)
+
+    works = timers({"sample": lambda: model.sample(batches * size, steps=1, grid="1,0"), "forward": forward})
+    rounds = race(works, dict.fromkeys(works, 1), 9)
+    return {"pictures": batches * size, "sample over forward": round(ratio(rounds, "sample", "forward"), 3)}
+
+
+def draw(told):
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.4), layout="constrained")
+    for axis, measure in zip(axes, MEASURES, strict=True):
+        for name, mark in (("untuned", "o-"), ("tuned", "s-"), ("student", "^-")):
+            found = {}
+            for rows in told["rows"].values():
+                for way, row in rows.items():
+                    if way.startswith(name):
+                        value = row[measure]
+                        found[int(way.split()[1])] = value[0] if isinstance(value, list) else value
+            if found:
+                axis.plot(sorted(found), [found[k] for k in sorted(found)], mark, label=name)
+        floor = told["floor"][measure]
+        axis.axhline(floor[0] if isinstance(floor, list) else floor, color="grey", ls=":", label="training pictures")
+        axis.set(xlabel="network calls", title=measure, xscale="log")
+    axes[0].set_yscale("log")
+    axes[0].legend(fontsize=8)
+    figure.savefig(RESULTS / "few_calls.png", dpi=110)
+
+
+def main(folder, student=None, n=10_000):
+    run = Run.open(Path(folder))
+    told = {"rows": {}} | read(FILE) | {"n": n, "torch": torch.__version__}
+    with tuned(run.config.threads, "cpu"):
+        judge = Judge(run, n)
+        told |= {"features": judge.features.name, "floor": judge.of(judge.known.train[:n])}
+        model, _ = run.load()
+        ways = {f"tuned {calls}": (calls, "tuned", "tuned") for calls in sorted(model.tuned)}
+        ways |= {f"untuned {calls}": (calls, SAMPLER, GRID) for calls in (12, 8, 5, 100)}
+        rows_of("teacher", model, ways, told, judge)
+        if student is not None:
+            pupil, _ = Run.open(Path(student)).load()
+            told["latency"] = latency(pupil)
+            rows_of("student", pupil, {"student 1": (1, None, "1,0"), "student 2": (2,)}, told, judge)
+    best = told["rows"]["teacher"]["untuned 100"]
+    for rows in told["rows"].values():
+        for row in rows.values():
+            if isinstance(row, dict):
+                row["of 100 calls"] = round(row["frechet"][0] / best["frechet"][0], 3)
+                row["recall of 100 calls"] = round(row["recall"] / best["recall"], 3)
+    write(FILE, told)
+    draw(told)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:3], *map(int, sys.argv[3:]))

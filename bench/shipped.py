@@ -1,0 +1,42 @@
+"""Put a trained run among the models that come with sfumato: its averaged weights alone, in half precision.
+
+    python bench/shipped.py RUN NAME       writes src/sfumato/weights/NAME
+
+What was tuned for the weights is kept for the rounded ones. How good those are, `sfumato evaluate NAME` tells.
+"""
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from sfumato.engine import checkpoint
+from sfumato.engine.config import write_config
+from sfumato.engine.run import Run
+from sfumato.engine.shipped import SHIPPED
+
+LIMIT = 8_000_000  # bytes of all weights together
+
+
+def main(folder, name):
+    run, place = Run.open(Path(folder)), SHIPPED / name
+    model, notes = run.load()
+    shutil.rmtree(place, ignore_errors=True)
+    # what a model's estimate is made of may be rounded; the mmse of ancestral sampling is a table of 45 numbers
+    tensors = {f"ema.{key}": value if "mmse" in key else value.half() for key, value in model.state_dict().items()}
+    checkpoint.save(place / "checkpoints", int(notes["step"]), tensors, notes)
+    write_config(place / "config.toml", dataclasses.replace(run.config, tensorboard=False))
+    (place / "data.json").write_text(json.dumps(run.data, indent=2, ensure_ascii=False) + "\n")
+    tuned = run.folder / "samplers.json"
+    if tuned.exists() and model.tuned:
+        rounded, _ = Run.open(place).load()
+        record = json.loads(tuned.read_text()) | {"weights": rounded.fingerprint()}
+        (place / "samplers.json").write_text(json.dumps(record, indent=1) + "\n")
+    total = sum(path.stat().st_size for path in SHIPPED.rglob("*") if path.is_file())
+    assert total <= LIMIT, f"{total:,} bytes are too many"
+    print(f"{place.name}: {notes['step']} steps; all weights together {total:,} bytes")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

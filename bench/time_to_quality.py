@@ -1,0 +1,326 @@
+"""Which quality after which time: diffusers and denoising-diffusion-pytorch, by their default recipes and by a searched
+one, a DCGAN, and ours, on Fashion-MNIST without classes.
+
+    python bench/time_to_quality.py [seeds] [name ...]     adds to results/time_to_quality.json
+    python bench/time_to_quality.py curves                 draws results/time_to_quality.png from it
+
+Time is steps: each contestant does as many as fit into the minutes by the step times of one interleaved measurement,
+which the JSON keeps, so a disturbed minute costs nobody, and what was stopped goes on. All that diffuse are sampled by
+our default sampler in 12 calls. Networks of the peers do the work of diffusers' at 28x28 (`CASES` of peers.py).
+
+A searched recipe is the best of 2-minute runs by distance to *training* pictures: learning rate (3e-4, 1e-3, 3e-3),
+batch (32, 128) and horizon of the average (0.05, 0.1), all with a warm-up of 100 steps and a cosine to the end.
+"""
+
+import copy
+import itertools
+import math
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+import torch.nn.functional as F
+from interleave import RESULTS, median, race, read, timers, write
+from torch import nn
+
+from peers import CASES, Diffusers, Lucidrains
+from sfumato.data import load
+from sfumato.defaults import GRID, SAMPLER, STEPS
+from sfumato.dist import stream
+from sfumato.engine.average import PowerAverage
+from sfumato.engine.choices import Asked, Choices, configure
+from sfumato.engine.machine import tuned
+from sfumato.engine.reference import reference
+from sfumato.engine.run import Run
+from sfumato.engine.trainer import Trainer
+from sfumato.metrics.features import features_of
+from sfumato.metrics.frechet import frechet
+from sfumato.metrics.neighbours import manifolds
+from sfumato.process import Gaussian
+from sfumato.rows import ROWS, Estimate
+from sfumato.sampler import sampler, trajectory
+from sfumato.schedule import Table
+
+FILE = "time_to_quality.json"
+DATA = load("fashion-mnist")
+STATES = DATA.codec.encode(DATA.items[:])
+FEATURES, _ = features_of(None, DATA.codec.dims)
+REAL = reference(DATA, DATA.test, FEATURES)
+N, BATCH = 2_000, 100
+MINUTES = (1, 3, 10)
+SEARCH, SEARCHED_N = 2.0, 1_000
+HORIZONS = (0.05, 0.1)
+RECIPES = [{"lr": lr, "batch": batch} for lr, batch in itertools.product((3e-4, 1e-3, 3e-3), (32, 128))]
+
+
+def batch_of(step, size, seed):
+    return STATES[torch.randint(len(STATES), (size,), generator=stream(seed, step))]
+
+
+class Ours:
+    """`sfumato train fashion-mnist`; its learning rate falls to 0 at the end, so every time is a run of its own."""
+
+    def __init__(self, seed, steps):
+        asked = Asked("fashion-mnist", steps=steps, seed=seed, batch=32)
+        config = replace(configure(DATA, asked, Choices()), steps=steps)
+        self.trainer = Trainer(Run.of(Path("nowhere"), config, DATA), DATA)
+
+    def step(self, k):
+        self.trainer.advance()
+
+    def draw(self, n, seed):
+        return torch.cat(list(self.trainer.ema.eval().states(n, seed=seed)))
+
+
+class Peer:
+    """A library with its own recipe, or with a searched one.
+
+    Args:
+        kind: of peers.py.
+        row: what its network predicts.
+        size: examples a step.
+        steps: of the run.
+        seed: of weights, data and noise.
+        lr: of a searched recipe; None for the library's own, with the average that it keeps.
+    """
+
+    def __init__(self, kind, row, size, steps, seed, lr=None):
+        torch.manual_seed(seed)
+        self.peer, self.row = kind(CASES["28x28"], size), row
+        self.size, self.steps, self.seed, self.lr = size, steps, seed, lr
+        self.averages = {h: copy.deepcopy(self.peer.network).requires_grad_(False) for h in HORIZONS if lr}
+        self.power = [PowerAverage(self.peer.network, each, h) for h, each in self.averages.items()]
+        self.horizon = HORIZONS[-1]
+
+    def step(self, k):
+        x = batch_of(k, self.size, self.seed)
+        self.peer.x = (x + 1) / 2 if isinstance(self.peer, Lucidrains) else x
+        if self.lr is not None:
+            rate = self.lr * min(1, (k + 1) / 100) * (1 + math.cos(math.pi * k / self.steps)) / 2
+            for group in self.peer.optimiser.param_groups:
+                group["lr"] = rate
+        self.peer.step()
+        for each in self.power:
+            each.update(k + 1)
+
+    def network(self):
+        """The averaged one."""
+        if self.lr is not None:
+            return self.averages[self.horizon]
+        network = copy.deepcopy(self.peer.network)
+        if isinstance(self.peer, Diffusers):
+            self.peer.ema.copy_to(network.parameters())
+            return network
+        return self.peer.ema.ema_model.model
+
+    def betas(self):
+        peer = self.peer
+        return peer.scheduler.betas if isinstance(peer, Diffusers) else peer.trained.betas
+
+    def draw(self, n, seed):
+        model = Asking(self.network().eval(), Gaussian(Table(self.betas().double().tolist())), self.row)
+        return torch.cat([drawn(model, range(i, i + BATCH), seed) for i in range(0, n, BATCH)])
+
+
+class Asking:
+    """A network of 1,000 numbered noise levels as a model of ours: asked between them, its embeddings are smooth."""
+
+    def __init__(self, network, process, row):
+        self.network, self.process, self.row = network, process, row
+
+    def __call__(self, x_t, t, s=None):
+        now = self.process.schedule.at(t)
+        level = torch.full((len(x_t),), float(now.t) * 1000 - 1).clamp(min=0)
+        a, b = ROWS[self.row](self.process.schedule, now, 1.0)
+        return Estimate(x_t, now, self.process.schedule, self.network(x_t, level), a, b)
+
+
+@torch.no_grad()
+def drawn(model, indices, seed):
+    rng = [stream(seed, i) for i in indices]
+    start = model.process.prior(torch.zeros(len(rng), *DATA.codec.dims)).sample(rng)
+    for state in trajectory(model, sampler(SAMPLER), start, GRID, STEPS, rng):
+        last = state.x
+    return last
+
+
+class DCGAN:
+    """Radford et al. 1511.06434 at 28x28: its widths, rates, first weights and activations."""
+
+    def __init__(self, seed, steps, size=128):
+        torch.manual_seed(seed)
+        self.size, self.seed = size, seed
+        self.g = nn.Sequential(
+            nn.ConvTranspose2d(100, 128, 7), nn.BatchNorm2d(128), nn.ReLU(),
+            nn.ConvTranspose2d(128, 64, 4, 2, 1), nn.BatchNorm2d(64), nn.ReLU(),
+            nn.ConvTranspose2d(64, 1, 4, 2, 1), nn.Tanh(),
+        )  # fmt: skip
+        self.d = nn.Sequential(
+            nn.Conv2d(1, 64, 4, 2, 1), nn.LeakyReLU(0.2),
+            nn.Conv2d(64, 128, 4, 2, 1), nn.BatchNorm2d(128), nn.LeakyReLU(0.2), nn.Conv2d(128, 1, 7), nn.Flatten(),
+        )  # fmt: skip
+        for layer in (*self.g, *self.d):
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.normal_(layer.weight, std=0.02)
+            elif isinstance(layer, nn.BatchNorm2d):
+                nn.init.normal_(layer.weight, 1.0, 0.02)
+        self.optimisers = [
+            torch.optim.Adam(n.parameters(), 2e-4, betas=(0.5, 0.999), fused=True) for n in (self.g, self.d)
+        ]
+
+    def step(self, k):
+        ours, theirs = self.optimisers
+        real, fake = batch_of(k, self.size, self.seed), self.g(torch.randn(self.size, 100, 1, 1))
+        theirs.zero_grad()
+        (F.softplus(-self.d(real)).mean() + F.softplus(self.d(fake.detach())).mean()).backward()
+        theirs.step()
+        ours.zero_grad()
+        F.softplus(-self.d(fake)).mean().backward()
+        ours.step()
+
+    @torch.no_grad()
+    def draw(self, n, seed):
+        z = torch.randn(n, 100, 1, 1, generator=stream(seed))
+        pictures = torch.cat([self.g.eval()(part) for part in z.split(BATCH)])
+        self.g.train()
+        return pictures
+
+
+PEERS = {"diffusers": (Diffusers, "eps"), "denoising-diffusion-pytorch": (Lucidrains, "v")}
+DEFAULT_BATCH = 16  # in both libraries' training scripts
+
+
+def contestant(name, seed, steps, told):
+    """Build a contestant by name."""
+    if name in ("sfumato", "DCGAN"):
+        return {"sfumato": Ours, "DCGAN": DCGAN}[name](seed, steps)
+    library, _, recipe = name.partition(", ")
+    if recipe == "default":
+        return Peer(*PEERS[library], DEFAULT_BATCH, steps, seed)
+    best = told["search"][library]["best"]
+    peer = Peer(*PEERS[library], best["batch"], steps, seed, best["lr"])
+    peer.horizon = best["horizon"]
+    return peer
+
+
+def judged(pictures):
+    """Frechet distance, recall and coverage against the held-out part; pictures have as many levels as the data."""
+    rows = FEATURES(DATA.codec.encode(DATA.codec.decode(pictures)))
+    found = manifolds(rows, REAL.held_out)
+    return {
+        "frechet": round(frechet(rows, REAL.held_out), 4),
+        "recall": round(float(found.recall.mean()), 4),
+        "coverage": round(float(found.coverage.mean()), 4),
+    }
+
+
+def step_times():
+    """Seconds a step of everyone, in turns in one process."""
+    makers = {"sfumato": lambda: Ours(0, 10**6), "DCGAN": lambda: DCGAN(0, 1)}
+    for library, (kind, row) in PEERS.items():
+        makers[f"{library}, default"] = lambda kind=kind, row=row: Peer(kind, row, DEFAULT_BATCH, 10**6, 0)
+        for size in sorted({recipe["batch"] for recipe in RECIPES}):
+            makers[f"{library}, {size}"] = lambda kind=kind, row=row, size=size: Peer(kind, row, size, 10**6, 0, 1e-3)
+    made = {name: make() for name, make in makers.items()}
+    rounds = race(timers({name: lambda each=each: [each.step(k) for k in range(4)] for name, each in made.items()}),
+                  dict.fromkeys(made, 1), 9)  # fmt: skip
+    return {name: round(median(rounds, name) / 4, 5) for name in made}
+
+
+def search(library, told):
+    """Fill in what short runs of every recipe reach, and the best."""
+    rows = told["search"].setdefault(library, {"rows": []})
+    kind, row = PEERS[library]
+    for recipe in RECIPES[len(rows["rows"]) :]:
+        steps = round(60 * SEARCH / told["step seconds"][f"{library}, {recipe['batch']}"])
+        peer = Peer(kind, row, recipe["batch"], steps, 0, recipe["lr"])
+        for k in range(steps):
+            peer.step(k)
+        found = {}
+        for horizon in HORIZONS:
+            peer.horizon = horizon
+            found[str(horizon)] = round(frechet(FEATURES(peer.draw(SEARCHED_N, 0)), REAL.train), 4)
+        rows["rows"].append(recipe | {"steps": steps, "frechet to train": found})
+        print(library, rows["rows"][-1], flush=True)
+        write(FILE, told)
+    distance, best = min(
+        ((d, r | {"horizon": float(h)}) for r in rows["rows"] for h, d in r["frechet to train"].items()),
+        key=lambda each: each[0],
+    )
+    rows["best"] = {key: best[key] for key in ("lr", "batch", "horizon")} | {"frechet to train": distance}
+    write(FILE, told)
+
+
+def seconds_a_step(name, told):
+    library, _, recipe = name.partition(", ")
+    key = f"{library}, {told['search'][library]['best']['batch']}" if recipe == "searched" else name
+    return told["step seconds"][key]
+
+
+def fill(name, seed, told):
+    """Train a contestant with one seed, and judge it at every time that is not told yet."""
+    rows = told["rows"].setdefault(name, {}).setdefault(str(seed), {})
+    missing = [m for m in MINUTES if str(m) not in rows]
+    runs = [[m] for m in missing] if name == "sfumato" else [missing] * bool(missing)
+    for run in runs:
+        each = seconds_a_step(name, told)
+        last = round(60 * run[-1] / each)
+        one, begin = contestant(name, seed, last, told), time.monotonic()
+        due = {round(60 * m / each): m for m in run}
+        for k in range(last):
+            one.step(k)
+            if k + 1 in due:
+                took = time.monotonic() - begin
+                rows[str(due[k + 1])] = judged(one.draw(N, seed)) | {"steps": k + 1, "seconds": round(took)}
+                begin = time.monotonic() - took
+                print(f"{name}, seed {seed}, {due[k + 1]} min: {rows[str(due[k + 1])]}", flush=True)
+                write(FILE, told)
+
+
+def curves():
+    """Draw every measure against minutes, a line through the medians and a mark for each seed."""
+    told = read(FILE)
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
+    for axis, measure in zip(axes, ("frechet", "recall", "coverage"), strict=True):
+        for colour, (name, seeds) in zip(plt.cm.tab10.colors, told["rows"].items(), strict=False):
+            at = sorted({float(m) for rows in seeds.values() for m in rows})
+            values = [[rows[f"{m:g}"][measure] for rows in seeds.values() if f"{m:g}" in rows] for m in at]
+            axis.plot(at, [statistics.median(each) for each in values], color=colour, label=name)
+            axis.plot(
+                *zip(*((m, v) for m, each in zip(at, values, strict=True) for v in each), strict=True),
+                ".",
+                color=colour,
+            )
+        axis.axhline(told["floor"][measure], color="grey", ls=":", label="training pictures")
+        axis.set(
+            xlabel="minutes of training, 2 cores", title=measure, xscale="log", xticks=MINUTES, xticklabels=MINUTES
+        )
+    axes[0].set_yscale("log")
+    axes[0].legend(fontsize=7)
+    figure.savefig(RESULTS / "time_to_quality.png", dpi=110)
+
+
+def main(seeds, names):
+    told = {"n": N, "torch": torch.__version__, "step seconds": {}, "search": {}, "rows": {}} | read(FILE)
+    told["floor"] = judged(STATES[REAL.train_index[:N]])
+    with tuned(torch.get_num_threads(), "cpu"):
+        told["step seconds"] = told["step seconds"] or step_times()
+        write(FILE, told)
+        peers = [f"{library}, {recipe}" for recipe in ("searched", "default") for library in PEERS]
+        for library in PEERS:
+            if not names or f"{library}, searched" in names:
+                search(library, told)
+        for seed in range(seeds):
+            for name in names or ["sfumato", "DCGAN", *peers]:
+                fill(name, seed, told)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["curves"]:
+        curves()
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 3, sys.argv[2:])
