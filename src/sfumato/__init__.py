@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from sfumato.verbs import likelihood as likelihood
     from sfumato.verbs import load as load
     from sfumato.verbs import plan as plan
+    from sfumato.verbs import polish as polish
     from sfumato.verbs import report as report
     from sfumato.verbs import resume as resume
     from sfumato.verbs import sample as sample
@@ -59,6 +60,7 @@ _HOME = {
     **dict.fromkeys(
         (
             "plan",
+            "polish",
             "train",
             "resume",
             "sample",

@@ -32,7 +32,7 @@ def immiscible(x_0: Tensor, eps: Tensor, cond: Tensor | None = None) -> Tensor:
     kind = torch.zeros(len(x_0), dtype=torch.long) if cond is None else cond.cpu()
     cost = torch.cdist(x_0.flatten(1).float(), eps.flatten(1).float()).square().cpu()
     order = torch.arange(len(x_0))
-    for each in kind.unique():
+    for each in set(kind.tolist()):
         mine = torch.nonzero(kind == each)[:, 0]
         _, chosen = linear_sum_assignment(cost[mine][:, mine].numpy())
         order[mine] = mine[torch.from_numpy(chosen)]

@@ -70,9 +70,9 @@ def distill(folder: Path, wanted: Wanted, out: Path | None) -> Path:
 
 def _refuse(run: Run) -> None:
     """Raise a UserError if a run cannot teach."""
-    student = run.config.student
-    if student.method:
-        raise UserError(f"{run.folder}: is a student of '{student.teacher}' itself; distil its teacher")
+    if run.config.model.gives != "mean":
+        teacher = run.config.student.teacher
+        raise UserError(f"{run.folder}: is a student of '{teacher}' itself; distil its teacher")
     if run.config.model.variance == "learned":
         raise UserError(f"{run.folder}: was trained with --learn-variance, which a student has no use for")
 

@@ -1,20 +1,23 @@
-"""How a student is taught: by which method of flowmap.py, by whom, and how far the lesson is.
+"""How a student is taught: by which method, by whom, on what, and how far the lesson is.
 
 The teacher's weights lie in the student's folder, so that a run needs no other to go on. A method of several stages
-replaces them on the way by the student's average, which then is part of a checkpoint.
+replaces them on the way by the student's average, which then is part of a checkpoint. A run that corrects itself is
+shown what its teacher drew, which lies there too; see neon.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from sfumato.data import Dataset
 from sfumato.denoise import Denoiser
 from sfumato.engine.checkpoint import read_weights
 from sfumato.engine.distributed import whole
+from sfumato.engine.neon import SelfTraining, corrected
 from sfumato.engine.run import Run, restore
 from sfumato.errors import choose
 from sfumato.flowmap import METHODS, Task
@@ -37,13 +40,33 @@ class Lesson:
 
     def __init__(self, run: Run, model: Diffusion, device: torch.device) -> None:
         student = run.config.student
-        self.method = choose("method", student.method, METHODS)(student.calls)
+        self.method = choose("method", student.method, METHODS | {"neon": lambda calls: SelfTraining()})(student.calls)
         weights = read_weights(run.teacher, student.weights)
         self.teacher = replace(run.config.model, gives="mean").build(model.codec, model.classes)
         restore(self.teacher, weights, "", run.teacher)
         self.teacher.to(device).requires_grad_(False).eval()
         model.load_state_dict(weights, strict=False)  # what hears a step's end is the student's own
         self.run, self.stage, self.done = run, 0, 0.0
+        self.corrects = isinstance(self.method, SelfTraining)
+
+    def shown(self, dataset: Dataset) -> Dataset:
+        """Return what the student is shown: the run's data, or what the teacher drew."""
+        if not self.corrects:
+            return dataset
+        drawn = read_weights(self.run.drawn, self.run.config.student.weights)
+        return replace(dataset, items=drawn["items"], labels=drawn.get("labels"))
+
+    def conclude(self, average: Diffusion, dataset: Dataset, say: Callable[[str], None]) -> None:
+        """Do what is left after the last step.
+
+        Args:
+            average: of the student.
+            dataset: the run's data.
+            say: told what is done.
+        """
+        if self.corrects:
+            weight = corrected(average, self.teacher, dataset, say)
+            say(f"corrected by {weight:g} times what its own samples changed" if weight else "nothing to correct")
 
     def go_on(self, done: float, average: Diffusion) -> None:
         """Take note of the share that is done; where a stage begins, the student's average becomes the teacher.

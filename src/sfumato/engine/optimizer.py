@@ -104,7 +104,8 @@ class Muon:
             grad = torch.where(unfit > 0, 0.0, torch.stack([g.flatten(1) for g in grads if g is not None]))
             momentum = torch.stack([self.momenta[i].flatten(1) for i in which])
             momentum = torch.lerp(momentum, torch.lerp(momentum, grad, 1 - MOMENTUM), 1 - unfit)
-            step = polar(torch.lerp(grad, momentum, MOMENTUM)) * (RATIO * lr * max(1.0, rows / columns) ** 0.5 * (1 - unfit))
+            size = RATIO * lr * max(1.0, rows / columns) ** 0.5
+            step = polar(torch.lerp(grad, momentum, MOMENTUM)) * (size * (1 - unfit))
             for i, kept, moved in zip(which, momentum, step, strict=True):
                 self.momenta[i].copy_(kept.view_as(self.weights[i]))
                 self.weights[i].sub_(moved.view_as(self.weights[i]))

@@ -64,6 +64,11 @@ class Run:
         return self.folder / "teacher.safetensors"
 
     @property
+    def drawn(self) -> Path:
+        """What the teacher drew, of a run that corrects itself."""
+        return self.folder / "drawn.safetensors"
+
+    @property
     def log(self) -> Path:
         """The log, one JSON record a line."""
         return self.folder / "log.jsonl"

@@ -109,7 +109,7 @@ class Session:
                 self._preview()
             if due.stop:
                 return self._stop()
-        trainer.finish()
+        trainer.finish(self.watch.say)
         self._save()
         self._preview()
         self._event("end")
@@ -229,7 +229,7 @@ class Session:
 
     def _tell_faults(self) -> None:
         """Name the pictures that turned out to be bad when their turn came, once each."""
-        items = self.trainer.dataset.items
+        items = self.trainer.shown.items
         if isinstance(items, Stream):
             for fault in items.faults[self.faults :]:
                 self._event("replaced", file=fault.name, reason=fault.reason)

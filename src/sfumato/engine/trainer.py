@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -76,11 +76,12 @@ class Trainer:
         self.workers = workers or Workers()
         self.parts = parts_of(self.config.parts, self.workers)
         self.device = _device(self.config.device)
-        self.order = Order((self.config.seed, ORDER), len(dataset.items), self.config.batch)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(self.config.seed, WEIGHTS).initial_seed())
             self.model = run.build().to(self.device)
         self.lesson = Lesson(run, self.model, self.device) if self.config.student.method else None
+        self.shown = dataset if self.lesson is None else self.lesson.shown(dataset)
+        self.order = Order((self.config.seed, ORDER), len(self.shown.items), self.config.batch)
         self.ema, self.short = (copy.deepcopy(self.model).requires_grad_(False).eval() for _ in range(2))
         for model in (self.model, self.ema, self.short) if self.config.shard and self.workers.size > 1 else ():
             for child in model.denoiser.children():
@@ -142,19 +143,23 @@ class Trainer:
 
     def _prefetch(self, call: int) -> None:
         """Let data on disk be read that are wanted next: for a later call of this step, or the first of the next."""
-        if isinstance(self.dataset.items, Stream):
+        if isinstance(self.shown.items, Stream):
             late = call == len(self.parts)
             part, _ = self.parts[0 if late else call]
-            self.dataset.items.prefetch(self.order(self.step + late)[part :: self.config.parts])
+            self.shown.items.prefetch(self.order(self.step + late)[part :: self.config.parts])
 
-    def examples(self, index: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+    def examples(
+        self, index: Tensor, rng: torch.Generator, dataset: Dataset | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Return the states and labels of examples, on the device; mirrored and dequantised if the run wants it.
 
         Args:
             index: (b,) of the examples.
             rng: for both.
+            dataset: that holds them; by default the one that is shown.
         """
-        labels, codec, items = self.dataset.labels, self.dataset.codec, self.dataset.items[index]
+        dataset = self.shown if dataset is None else dataset
+        labels, codec, items = dataset.labels, dataset.codec, dataset.items[index]
         if items.dtype == torch.uint8:  # a quarter of the bytes to move
             items = (items.pin_memory() if self.device.type == "cuda" else items).to(self.device, non_blocking=True)
         states = codec.encode(items).to(self.device)
@@ -219,14 +224,20 @@ class Trainer:
         """Whether the checkpoint that was loaded is that of a whole run."""
         return self.step == self.total and not bool(self.ema.denoiser.mmse.isnan().any())
 
-    def finish(self) -> None:
-        """Measure what the averaged model leaves open at each noise level; see ``Denoiser.measure_mmse``."""
+    def finish(self, say: Callable[[str], None] = print) -> None:
+        """Conclude the lesson, and measure what the averaged model leaves open; see ``Denoiser.measure_mmse``.
+
+        Args:
+            say: told what is done.
+        """
+        if self.lesson is not None:
+            self.lesson.conclude(self.ema, self.dataset, say)
         count = min(MMSE_EXAMPLES, len(self.dataset.items))
         index = torch.randperm(len(self.dataset.items), generator=stream(self.config.seed, MMSE))[:count]
         mine = index[self.workers.rank :: self.workers.size] if count >= self.workers.size else index
         rng = stream(self.config.seed, MMSE, self.workers.rank)
         denoiser = self.ema.denoiser
-        denoiser.measure_mmse(*self.examples(mine, rng), rng)
+        denoiser.measure_mmse(*self.examples(mine, rng, self.dataset), rng)
         denoiser.mmse.copy_(self.workers.sum(denoiser.mmse) / self.workers.size)
 
     # ── Checkpoints ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -255,7 +266,9 @@ class Trainer:
             return checkpoint.save(self.run.checkpoints, self.step, tensors, notes) if self.workers.leads else None
 
     def keep_averages(self) -> None:
-        """Keep the averages for ``reconstructed``; every rank must ask."""
+        """Keep the averages for ``reconstructed``, unless the run is corrected at its end; every rank must ask."""
+        if self.lesson is not None and self.lesson.corrects:
+            return
         tensors = self.averages.tensors()
         with self.workers.together():
             if self.workers.leads:

@@ -6,7 +6,7 @@ functions: ``sfumato --help`` must not wait for PyTorch.
 
 from sfumato.verbs.drawing import load, sample, samplers, show
 from sfumato.verbs.judging import evaluate, inspect, likelihood, report
-from sfumato.verbs.training import distill, plan, resume, train, tune_sampler
+from sfumato.verbs.training import distill, plan, polish, resume, train, tune_sampler
 
 __all__ = [
     "distill",
@@ -15,6 +15,7 @@ __all__ = [
     "likelihood",
     "load",
     "plan",
+    "polish",
     "report",
     "resume",
     "sample",

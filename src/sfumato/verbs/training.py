@@ -1,4 +1,4 @@
-"""The verbs that make models: train, plan, resume, distill."""
+"""The verbs that make models: train, plan, resume, polish, distill, tune-sampler."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sfumato.verbs.words import Data, Folder, Method, Size
+from sfumato.verbs.words import Count, Data, Folder, Method, Size
 
 if TYPE_CHECKING:
     from sfumato.engine.plan import Plan
     from sfumato.engine.tune import Tuning
 
-__all__ = ["distill", "plan", "resume", "train", "tune_sampler"]
+__all__ = ["distill", "plan", "polish", "resume", "train", "tune_sampler"]
 
 
 def train(
@@ -214,6 +214,48 @@ def distill(
 
     del asked["run"], asked["out"]
     return distill(Path(run), Wanted(**asked), None if out is None else Path(out))
+
+
+def polish(
+    run: Folder,
+    *,
+    n: Count = 4000,
+    time: str | None = None,
+    steps: int | None = None,
+    out: str | None = None,
+    seed: int = 0,
+    batch: int | None = None,
+    lr: float | None = None,
+    device: str | None = None,
+    save_every: float = 30.0,
+) -> Path:
+    """Correct a trained run: train it a little on its own samples, and step back from where that leads (Neon).
+
+    How far back is what brings samples nearest to training examples; the run is left as it is if nothing does.
+
+    Args:
+        run: folder of a trained run.
+        n: own samples to train on.
+        time: how long, such as 90s or 2m; by default 1m.
+        steps: how long in steps, instead of a time.
+        out: folder of the corrected run; by default runs/ and the run's name with -polished.
+        seed: of the samples, their order and noise.
+        batch: samples a step.
+        lr: learning rate.
+        device: cpu, cuda or mps.
+        save_every: seconds between checkpoints.
+
+    Returns:
+        The folder of the corrected run, a run like any other.
+
+    Raises:
+        UserError: no such run, a student for few calls, an impossible choice, or a folder that exists.
+    """
+    asked = dict(locals())
+    from sfumato.engine.polish import Polish, polish
+
+    del asked["run"], asked["out"]
+    return polish(Path(run), Polish(**asked), None if out is None else Path(out))
 
 
 def tune_sampler(

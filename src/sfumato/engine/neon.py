@@ -1,0 +1,70 @@
+"""What a model's own samples would teach it is where not to go.
+
+(1)  theta_s    theta, trained a little more on samples that it drew itself, by the loss it was trained with
+(2)  theta* = theta + w (theta - theta_s)                      (Neon; Alemohammad et al. 2510.03597, alg. 1)
+
+Self-training moves a model towards what it draws too often; its opposite brings back what it draws too seldom. The w of
+WEIGHTS is taken whose samples have the least Frechet distance to *training* examples: held-out ones are for judging.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sfumato.data import Dataset
+from sfumato.denoise import Denoiser
+from sfumato.engine.reference import reference
+from sfumato.flowmap import Method, Task
+from sfumato.metrics.features import features_of
+from sfumato.metrics.frechet import frechet
+from sfumato.models.diffusion import Diffusion
+
+__all__ = ["WEIGHTS", "SelfTraining", "corrected"]
+
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
+"""The w of (2) that are tried; 0 leaves the model as it was."""
+DRAWN = 2_000  # samples for each weight, of the same noise
+SEED = 1  # of that noise: other than that of `sample` and `evaluate`
+
+
+class SelfTraining(Method):
+    """Equation (1)."""
+
+    gives = "mean"
+
+    def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
+        return student.loss(task.x_0, task.cond, task.rng, task.t)
+
+
+def corrected(average: Diffusion, teacher: Diffusion, dataset: Dataset, say: Callable[[str], None]) -> float:
+    """Move a model that was trained by (1) to where (2) says, and return w.
+
+    Args:
+        average: theta_s; becomes theta*.
+        teacher: theta.
+        dataset: real examples.
+        say: told what each weight gives.
+    """
+    features, _ = features_of(None, average.codec.dims)
+    held = dataset if dataset.test is None else dataset.test
+    known = reference(dataset.in_memory(), held.in_memory(), features).train
+    away = {name: tensor.clone() for name, tensor in average.named_parameters()}
+    distances = {}
+    for weight in WEIGHTS:
+        _place(average, teacher, away, weight)
+        states = torch.cat(list(average.states(max(DRAWN, 2 * features.dim), seed=SEED)))
+        distances[weight] = frechet(features(average.codec.encode(average.codec.decode(states))), known)
+        say(f"weight {weight:g}: frechet[{features.name}] to training examples {distances[weight]:.4g}")
+    best = min(distances, key=distances.__getitem__)
+    _place(average, teacher, away, best)
+    return best
+
+
+@torch.no_grad()
+def _place(average: Diffusion, teacher: Diffusion, away: dict[str, Tensor], weight: float) -> None:
+    theirs = dict(teacher.named_parameters())
+    for name, parameter in average.named_parameters():
+        parameter.copy_(torch.lerp(theirs[name], away[name], -weight))
