@@ -1,4 +1,5 @@
-"""Print the README's tables from what train_step.py, sampling.py and memory.py wrote.
+"""Print the README's tables from what train_step.py, sampling.py, memory.py, few_calls.py, time_to_quality.py and
+ablation.py wrote.
 
 python bench/tables.py [--spanish]
 """
@@ -6,6 +7,7 @@ python bench/tables.py [--spanish]
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,6 +44,29 @@ TEXT = {
     "imports": ("Import, seconds beyond torch's", "Importación, segundos además de los de torch"),
     "seconds": ("seconds", "segundos"),
     "parts used": ("parts used", "partes usadas"),
+    "few": (
+        "Fashion-MNIST, {:,} samples, by network calls",
+        "Fashion-MNIST, {:,} muestras, según las llamadas a la red",
+    ),
+    "frechet": ("Frechet distance", "distancia de Fréchet"),
+    "of 100": ("over that of 100 calls", "sobre la de 100 llamadas"),
+    "recall": ("recall", "exhaustividad"),
+    "coverage": ("coverage", "cobertura"),
+    "untuned": ("untuned, {}", "sin ajustar, {}"),
+    "tuned": ("tuned, {}", "ajustado, {}"),
+    "student": ("student, {}", "alumno, {}"),
+    "floor": ("training pictures", "imágenes de entrenamiento"),
+    "minutes": ("{} min", "{} min"),
+    "quality": (
+        "Frechet distance after minutes of training, median of {} seeds ({:,} samples)",
+        "Distancia de Fréchet tras minutos de entrenamiento, mediana de {} semillas ({:,} muestras)",
+    ),
+    "ablation": (
+        "{}: held-out loss, {}, medians over {} seeds",
+        "{}: pérdida en datos apartados, {}, medianas de {} semillas",
+    ),
+    "loss": ("loss", "pérdida"),
+    "distance": ("distance", "distancia"),
 }
 """English and Spanish."""
 
@@ -108,11 +133,56 @@ def memory(result: dict[str, Any], say: Say) -> Iterator[Table]:
     yield say("imports"), [say("seconds")], [[name, f"{row['seconds']:.3f}"] for name, row in named.items()]
 
 
+def few(result: dict[str, Any], say: Say) -> Iterator[Table]:
+    def cells(row: dict[str, Any]) -> list[str]:
+        value, low, high = row["frechet"]
+        of_100 = f"{row['of 100 calls']:.2f}" if "of 100 calls" in row else ""
+        return [f"{value:.3f} ({low:.3f} to {high:.3f})", of_100, f"{row['recall']:.3f}", f"{row['coverage']:.3f}"]
+
+    found = {way: row for rows in result["rows"].values() for way, row in rows.items() if isinstance(row, dict)}
+    ways = sorted(found, key=lambda way: (("untuned", "tuned", "student").index(way.split()[0]), int(way.split()[1])))
+    rows = [[say(way.split()[0]).format(way.split()[1]), *cells(found[way])] for way in ways]
+    head = [say("frechet"), say("of 100"), say("recall"), say("coverage")]
+    yield say("few").format(result["n"]), head, [*rows, [say("floor"), *cells(result["floor"])]]
+
+
+def quality(result: dict[str, Any], say: Say) -> Iterator[Table]:
+    minutes = sorted({float(m) for seeds in result["rows"].values() for rows in seeds.values() for m in rows})
+
+    def cell(seeds: dict[str, Any], at: float) -> str:
+        values = [rows[f"{at:g}"]["frechet"] for rows in seeds.values() if f"{at:g}" in rows]
+        return f"{statistics.median(values):.2f}" if values else ""
+
+    rows = [[name, *(cell(seeds, m) for m in minutes)] for name, seeds in result["rows"].items()]
+    count = max(len(seeds) for seeds in result["rows"].values())
+    yield say("quality").format(count, result["n"]), [say("minutes").format(f"{m:g}") for m in minutes], rows
+
+
+def ablation(result: dict[str, Any], say: Say) -> Iterator[Table]:
+    for name, case in result["cases"].items():
+        rows = [
+            [change, *(f"{statistics.median(row[key] for row in seeds.values()):.4g}" for key in ("loss", "distance"))]
+            for change, seeds in case["rows"].items()
+        ]
+        count = max(len(seeds) for seeds in case["rows"].values())
+        yield say("ablation").format(name, case["measure"], count), [say("loss"), say("distance")], rows
+
+
+TABLES = {
+    "train_step": training,
+    "sampling": sampling,
+    "memory": memory,
+    "few_calls": few,
+    "time_to_quality": quality,
+    "ablation": ablation,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--spanish", action="store_true")
     spanish = parser.parse_args().spanish
-    for name, tables in {"train_step": training, "sampling": sampling, "memory": memory}.items():
+    for name, tables in TABLES.items():
         if not (result := read(f"{name}.json")):
             print(f"(python bench/{name}.py was not run)\n")
             continue

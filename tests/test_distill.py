@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import cache
 
 import pytest
 import torch
@@ -24,6 +25,22 @@ from sfumato.verbs.words import Method
 def teacher(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher") / "digits"
     return sfumato.train("digits", steps=30, size="tiny", classes=True, out=str(folder))
+
+
+@pytest.fixture(scope="module")
+def taught(teacher):
+    """A student by a method, each taught once."""
+    return cache(lambda m: sfumato.distill(teacher, method=m, steps=1, batch=8, out=str(teacher.parent / m)))
+
+
+def untrained(run, folder, steps=9):
+    """What will train a copy of a student from its first step."""
+    if not folder.exists():
+        shutil.copytree(run, folder, ignore=shutil.ignore_patterns("checkpoints", "samples"))
+        config = (folder / "config.toml").read_text().replace("steps = 1\n", f"steps = {steps}\n")
+        (folder / "config.toml").write_text(config)
+    copied = Run.open(folder)
+    return Trainer(copied, copied.dataset())
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +68,11 @@ def test_a_student_draws_in_its_calls(method, calls, teacher, tmp_path):
     assert told.student.weights == sfumato.load(teacher).fingerprint()
 
 
-def test_a_student_begins_as_its_teacher(teacher, tmp_path):
+def test_a_student_begins_as_its_teacher(teacher, taught, tmp_path):
     """Before its first step its network answers as the teacher's does, for a map whatever the end of the step."""
     for method in METHODS:
-        run = sfumato.distill(teacher, method=method, steps=1, batch=4, lr=1e-12, out=str(tmp_path / method))
-        ours, theirs = sfumato.load(run).denoiser, sfumato.load(teacher).denoiser
+        ours = untrained(taught(method), tmp_path / method).ema.denoiser
+        theirs = sfumato.load(teacher).denoiser
         ours.network.precision = theirs.network.precision = "fp32"
         x, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 2])
         assert torch.allclose(ours(x, 0.7, labels).x0, theirs(x, 0.7, labels).x0, atol=1e-5)
@@ -64,17 +81,11 @@ def test_a_student_begins_as_its_teacher(teacher, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["consistency", "progressive", "alphaflow"])
-def test_a_student_that_is_interrupted_ends_with_the_same_bits(method, teacher, tmp_path):
+def test_a_student_that_is_interrupted_ends_with_the_same_bits(method, taught, tmp_path):
     """Stopped within the second of three stages: what teaches then is in the checkpoint."""
 
     def trainer(name):
-        if not (tmp_path / name).exists():
-            sfumato.distill(teacher, method=method, steps=1, batch=8, out=str(tmp_path / name))
-            config = (tmp_path / name / "config.toml").read_text().replace("steps = 1\n", "steps = 9\n")
-            (tmp_path / name / "config.toml").write_text(config)
-            shutil.rmtree(tmp_path / name / "checkpoints")
-        run = Run.open(tmp_path / name)
-        return Trainer(run, run.dataset())
+        return untrained(taught(method), tmp_path / name)
 
     whole, part = trainer("whole"), trainer("part")
     for _ in range(9):
@@ -154,8 +165,9 @@ def test_a_run_without_an_average_cannot_teach(teacher, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "other"])
-def test_damaged_weights_of_the_teacher_are_named(damage, teacher, tmp_path):
-    run = sfumato.distill(teacher, steps=1, batch=4, out=str(tmp_path / "s"))
+def test_damaged_weights_of_the_teacher_are_named(damage, teacher, student, tmp_path):
+    run = tmp_path / "s"
+    shutil.copytree(student, run)
     path, weights = run / "teacher.safetensors", read_config(run / "config.toml").student.weights
     assert read_weights(path, weights).keys() == sfumato.load(teacher).state_dict().keys()
     if damage == "gone":
