@@ -45,7 +45,9 @@ def run(**changes):
 
 CHANGES = {
     "default": lambda config: config,
+    "one block a level": network(blocks=1),
     "two blocks a level": network(blocks=2),
+    "no attention": lambda c: network(attention=(False,) * len(c.model.widths))(c),
     "attention at the lowest level": lambda c: network(attention=(*[False] * (len(c.model.widths) - 1), True))(c),
     "half as wide again": lambda c: network(widths=tuple(3 * w // 2 for w in c.model.widths))(c),
     "AdamW": run(optimizer="adamw", lr=4e-3),

@@ -97,6 +97,8 @@ def test_bad_arrays_and_idx_files(capsys, here):
         (["train", "digits", "--size", "huge"], ["--size", "huge", "tiny"]),
         (["train", "digits", "--schedule", "vpp"], ["vpp", "did you mean 'vp'"]),
         (["train", "digits", "--parameterisation", "noise"], ["noise", "eps"]),
+        (["train", "digits", "--coupling", "imiscible"], ["'imiscible'", "did you mean 'immiscible'"]),
+        (["train", "moons", "--mirror"], ["--mirror", "'moons' has none"]),
         (["train", "digits", "--schedule", "flow", "--parameterisation", "eps"], ["no signal", "use x0, v, flow"]),
         (["train", "digits", "--time", "soon"], ["'soon' is no time"]),
         (["train", "digits", "--time", "1m", "--steps", "3"], ["--time or --steps"]),

@@ -45,11 +45,20 @@ def untrained(run, folder, steps=9):
 
 @pytest.fixture(scope="module")
 def student(teacher):
-    return sfumato.distill(teacher, calls=2, steps=6, batch=16, out=str(teacher.parent / "student"))
+    out = str(teacher.parent / "student")
+    return sfumato.distill(teacher, calls=2, method="consistency", steps=6, batch=16, out=out)
 
 
 def test_methods_have_the_names_of_the_command_line():
     assert set(Method.__args__) == set(METHODS)
+
+
+@pytest.mark.parametrize(("calls", "method"), [(1, "consistency"), (2, "direct")])
+def test_the_usual_method_is_said_with_its_reason(calls, method, teacher, tmp_path, capsys):
+    run = sfumato.distill(teacher, calls=calls, steps=1, batch=4, out=str(tmp_path / "s"))
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("  method"))
+    assert line.split()[1] == method == read_config(run / "config.toml").student.method
+    assert len(line.split()) > 4
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -80,7 +89,7 @@ def test_a_student_begins_as_its_teacher(teacher, taught, tmp_path):
             assert torch.allclose(ours(x, 0.7, labels, s=0.1).x0, theirs(x, 0.7, labels).x0, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["consistency", "progressive", "alphaflow"])
+@pytest.mark.parametrize("method", ["consistency", "direct", "progressive", "alphaflow"])
 def test_a_student_that_is_interrupted_ends_with_the_same_bits(method, taught, tmp_path):
     """Stopped within the second of three stages: what teaches then is in the checkpoint."""
 

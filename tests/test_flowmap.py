@@ -13,7 +13,7 @@ from sfumato.denoise import Denoiser
 from sfumato.density import flow_logp, vlb
 from sfumato.dist import stream
 from sfumato.errors import UserError
-from sfumato.flowmap import METHODS, AlphaFlow, ConsistencyTuning, MeanFlow, Progressive, Task, halved
+from sfumato.flowmap import METHODS, AlphaFlow, ConsistencyTuning, Direct, MeanFlow, Progressive, Task, halved, jumps
 from sfumato.nn import MLP, UNet
 from sfumato.process import Gaussian
 from sfumato.sampler import SAMPLERS, Consistency, FlowMap, generate, sampler, trajectory
@@ -183,6 +183,27 @@ def test_progressive_teaches_two_steps_in_one():
     assert losses.max() < 1e-10
 
 
+def test_direct_distillation_teaches_where_the_teachers_way_leads():
+    """Of an exact mean, by ever more steps within: the exact map has less and less error to learn from."""
+    student, stops = exact("map"), jumps(Cosine(), 3, 1.0)
+
+    class Jumps:
+        def __getattr__(self, name):
+            return getattr(student, name)
+
+        def __call__(self, x_t, t, cond):
+            following = stops[(stops >= float(t.t[0]) - 1e-9).sum()]
+            return student(x_t, t, s=following.expand(len(x_t)))
+
+    x_0 = gaussian(dim=1).sample(50, stream(15))
+    errors = []
+    for within in (4, 8, 32):
+        tasks = (Task(x_0, None, stream(16, k), torch.zeros(50).double(), 0.0) for k in range(6))
+        errors.append(max(float(Direct(3, within).loss(Jumps(), student, task).max()) for task in tasks))
+    assert errors[0] > 4 * errors[1] > 16 * errors[2]
+    assert errors[2] < 1e-5  # what is left lies below the noise at which all ways end
+
+
 @dataclass
 class Twice:
     """The exact map for the steps of the student's first grid."""
@@ -256,6 +277,7 @@ def far(model, method, stops):
 
 ON_A_LINE = {
     "consistency": (ConsistencyTuning(doublings=5, power=0.0), 0.3),
+    "direct": (Direct(calls=1, within=8), 0.3),
     "progressive": (Progressive(calls=1, stages=3), 0.3),
     "alphaflow": (AlphaFlow(power=0.0), 0.3),  # of one value the median is not the mean
     "meanflow": (MeanFlow(power=0.0), 0.6),

@@ -14,18 +14,22 @@ Consistency tuning: what is seen a little nearer to the data, from the same x_0 
 Progressive distillation: one DDIM step of the student is two of the teacher's, t to m to s, on a grid that halves.
 (3)  x_0* = (x_s - (sigma_s/sigma_t) x_t) / (alpha_s - sigma_s alpha_t / sigma_t)    (Salimans, Ho 2202.00512, app. G)
 
+Direct distillation: one step of the student is the teacher's own way between two stops of the student's, from t to s.
+(4)  x_0* of (3), x_s where a few steps of DPM-Solver++ 3M lead        (Luhman and Luhman 2101.02388, for whole ways)
+
 Steps of any length: on z = x / (alpha + sigma), tau = sigma / (alpha + sigma), paths with given x_0 and eps are
 straight, and a step from t to s is z_s = z_t + (tau_s - tau_t) u with u = eps_hat - x_0_hat. With v = eps - x_0:
-(4)  AlphaFlow   u* = a v + (1 - a) u(z_r, r -> s),   z_r = z_t + (tau_r - tau_t) v,  tau_r = a tau_s + (1 - a) tau_t
+(5)  AlphaFlow   u* = a v + (1 - a) u(z_r, r -> s),   z_r = z_t + (tau_r - tau_t) v,  tau_r = a tau_s + (1 - a) tau_t
                                                                                      (Zhang et al. 2510.20771, sec. 4)
-(5)  MeanFlow    u* = v - (tau_t - tau_s) (v . d/dz + d/dtau_t) u(z_t, t -> s)       (Geng et al. 2505.13447, eq. 10)
+(6)  MeanFlow    u* = v - (tau_t - tau_s) (v . d/dz + d/dtau_t) u(z_t, t -> s)       (Geng et al. 2505.13447, eq. 10)
      x_0* = z_t - tau_t u*
 
-a = 1 is flow matching, a -> 0 is (5). Wherever s = t, all of (4) and (5) say u* = v: the network keeps its mean.
+a = 1 is flow matching, a -> 0 is (6). Wherever s = t, both (5) and (6) say u* = v: the network keeps its mean.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,18 +39,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato.denoise import Denoiser, squared_error
+from sfumato.denoise import Denoiser, Given, squared_error
 from sfumato.dist import randn_like
-from sfumato.grid import R_MAX, logsnr
+from sfumato.grid import R_MAX, R_MIN, logsnr
 from sfumato.process import spread
 from sfumato.rows import Estimate
+from sfumato.sampler import Adams, generate
 from sfumato.sampler.base import first_order
 from sfumato.schedule import Instant, Schedule, as_time
 from sfumato.weighting import weight
 
-__all__ = ["METHODS", "AlphaFlow", "ConsistencyTuning", "MeanFlow", "Method", "Progressive", "Task", "halved"]
+__all__ = [
+    "METHODS", "AlphaFlow", "ConsistencyTuning", "Direct", "MeanFlow", "Method", "Progressive", "Task", "between",
+    "halved", "jumps",
+]  # fmt: skip
 
 R_LEAST = 1e-4
+MIDDLE = 1.6  # noise, in units of the data's, at which a student that has two calls stops on the way
 
 
 class Task(NamedTuple):
@@ -143,14 +152,38 @@ class Progressive(Method):
         with torch.no_grad():
             x_m = first_order(teacher.process, teacher(x_t, begin, cond), begin, middle)
             x_s = first_order(teacher.process, teacher(x_m, middle, cond), middle, end)
-            keep, signal, _ = student.process.bridge(begin, end, eta=0.0)
-            target = (x_s - spread(keep, x_0) * x_t) / spread(signal, x_0)
-        return _error(student(x_t, begin, cond), x_t, target, _weight(student, begin))
+        return _step_error(student, x_t, x_s, begin, end, cond)
+
+
+@dataclass(frozen=True)
+class Direct(Method):
+    """Equation (4): each batch is taught one of the student's steps.
+
+    Attributes:
+        calls: steps of the student.
+        within: steps of the teacher in each of them.
+    """
+
+    calls: int = 1
+    within: int = 4
+    gives = "step"
+
+    def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
+        x_0, cond, rng, t, _ = task
+        schedule = student.process.schedule
+        stops = jumps(schedule, self.calls, student.sigma_data)
+        k = int(torch.randint(0, self.calls, (), generator=rng))
+        way = between(schedule, float(stops[k]), float(stops[k + 1]), self.within)
+        begin, end = (schedule.at(torch.full_like(t, float(stops[i]))) for i in (k, k + 1))
+        x_t = _noisy(x_0, randn_like(x_0, rng), begin)
+        with torch.no_grad():
+            x_s = generate(Given(teacher, cond), Adams(3, 1), x_t, way)
+        return _step_error(student, x_t, x_s, begin, end, cond)
 
 
 @dataclass(frozen=True)
 class AlphaFlow(Method):
-    """Equation (4), from flow matching to nearly the tangent.
+    """Equation (5), from flow matching to nearly the tangent.
 
     Attributes:
         least: the lowest a.
@@ -178,7 +211,7 @@ class AlphaFlow(Method):
 
 @dataclass(frozen=True)
 class MeanFlow(Method):
-    """Equation (5), by forward-mode differentiation, in float32 whatever the network's precision.
+    """Equation (6), by forward-mode differentiation, in float32 whatever the network's precision.
 
     Attributes:
         still: share of the examples with s = t.
@@ -205,6 +238,7 @@ class MeanFlow(Method):
 
 METHODS: dict[str, Callable[[int], Method]] = {
     "consistency": lambda calls: ConsistencyTuning(),
+    "direct": lambda calls: Direct(calls),
     "progressive": lambda calls: Progressive(calls),
     "alphaflow": lambda calls: AlphaFlow(),
     "meanflow": lambda calls: MeanFlow(),
@@ -223,8 +257,31 @@ def halved(schedule: Schedule, calls: int, stages: int) -> Tensor:
     return logsnr(calls * 2**stages, schedule)
 
 
+def jumps(schedule: Schedule, calls: int, sigma_data: float) -> Tensor:
+    """Return the stops of a student whose steps go from pure noise to the data, (calls + 1,) times from 1 to 0.
+
+    Args:
+        schedule: of the process.
+        calls: steps.
+        sigma_data: the data's standard deviation; the last stop before 0 has MIDDLE times as much noise.
+    """
+    highest = min(math.exp(-float(schedule.logsnr(1.0)) / 2), R_MAX)
+    noise = torch.logspace(math.log10(highest), math.log10(MIDDLE * sigma_data), calls, dtype=torch.float64)
+    stops = schedule.time(-2 * noise.log()).clamp(max=1.0)
+    return torch.cat([stops, stops.new_zeros(1)])
+
+
+def between(schedule: Schedule, t: float, s: float, steps: int) -> Tensor:
+    """Return stops from t to s, evenly spaced in logsnr; the last step to 0 is from the usual lowest noise."""
+    first, last = (min(-float(schedule.logsnr(at)) / 2, math.log(R_MAX)) if at else math.log(R_MIN) for at in (t, s))
+    noise = torch.linspace(first, last, steps + (s > 0), dtype=torch.float64)
+    stops = schedule.time(-2 * noise).clamp(max=1.0)
+    stops[0] = t
+    return torch.cat([stops, stops.new_zeros(1)]) if s == 0 else torch.cat([stops[:-1], stops.new_tensor([s])])
+
+
 class _Lines:
-    """Straight lines through given data and noise, and a step on each from t to an earlier s; notation of (4).
+    """Straight lines through given data and noise, and a step on each from t to an earlier s; notation of (5).
 
     Args:
         student: whose process it is.
@@ -285,6 +342,15 @@ def _error(estimate: Estimate, x_t: Tensor, target: Tensor, w: Tensor) -> Tensor
     """Return the error of (1), (B,)."""
     eps = (x_t - spread(estimate.t.alpha, x_t) * target) / spread(estimate.t.sigma, x_t)
     return squared_error(estimate, target, eps, w)
+
+
+def _step_error(
+    student: Denoiser, x_t: Tensor, x_s: Tensor, begin: Instant, end: Instant, cond: Tensor | None
+) -> Tensor:
+    """Return the error of (1), (B,), for a step that should lead from x_t to x_s; equation (3)."""
+    keep, signal, _ = student.process.bridge(begin, end, eta=0.0)
+    target = (x_s - spread(keep, x_t) * x_t) / spread(signal, x_t)
+    return _error(student(x_t, begin, cond), x_t, target, _weight(student, begin))
 
 
 def _weight(student: Denoiser, now: Instant) -> Tensor:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from sfumato.denoise import GIVES
 from sfumato.engine.begin import RUNS, train_run
@@ -14,20 +11,19 @@ from sfumato.engine.checkpoint import write_weights
 from sfumato.engine.choices import Choices, device_of, length
 from sfumato.engine.config import Config, Student
 from sfumato.engine.distributed import joined
+from sfumato.engine.optimizer import Rule
 from sfumato.engine.progress import Watch, watch
 from sfumato.engine.run import Run
 from sfumato.errors import UserError, choose
-from sfumato.flowmap import METHODS, Method, halved
-from sfumato.grid import R_MAX
+from sfumato.flowmap import METHODS, Method, halved, jumps
 from sfumato.models.diffusion import Spec
 from sfumato.schedule import SCHEDULES, Schedule
 
-__all__ = ["Wanted", "distill"]
+__all__ = ["Wanted", "config_of", "distill"]
 
 TIME = "10m"
-BATCH = 128
-LR = 3e-4
-MIDDLE = 1.6  # noise, in units of the data's, at which a consistency student that has two calls stops on the way
+BATCH = 64
+LR = 1e-3
 LAW = (-0.4, 2.0)  # of the log of that noise in consistency tuning; Geng et al. 2406.14548 at sigma_data = 0.5
 
 
@@ -36,7 +32,7 @@ class Wanted:
     """The arguments of ``sfumato.verbs.distill``, with its defaults; None where the choice is ours."""
 
     calls: int = 1
-    method: str = "consistency"
+    method: str | None = None
     time: str | None = None
     steps: int | None = None
     seed: int = 0
@@ -56,7 +52,8 @@ def distill(folder: Path, wanted: Wanted, out: Path | None) -> Path:
     """
     if wanted.calls < 1:
         raise UserError(f"--calls must be at least 1, got {wanted.calls}: 1, 2 and 4 are usual")
-    choose("method", wanted.method, METHODS)
+    if wanted.method is not None:
+        choose("method", wanted.method, METHODS)
     run = Run.open(folder)
     _refuse(run)
     student = RUNS / f"{folder.name}-{wanted.calls}call" if out is None else out
@@ -82,26 +79,37 @@ def _prepare(run: Run, student: Path, wanted: Wanted, show: Watch) -> None:
     Run.refuse(student)
     teacher, _ = run.load()
     dataset, choices = run.dataset(), Choices()
-    config = _config(run.config, wanted, choices)
+    method, why = ("consistency", "one call") if wanted.calls == 1 else ("direct", "several calls")
+    method = choices.take("method", wanted.method, method, f"the best found for {why} after minutes")
+    config = config_of(run.config, method, wanted, choices)
     weights = teacher.fingerprint()
-    config = replace(config, student=Student(wanted.method, wanted.calls, run.folder.name, weights))
+    config = replace(config, student=Student(method, wanted.calls, run.folder.name, weights))
     show.say(f"{run.folder} teaches {student}: {GIVES[config.model.gives]}, from {wanted.calls} calls on")
     for line in choices.lines:
         show.say(line)
     write_weights(Run.create(student, config, dataset).teacher, teacher.state_dict(), {"weights": weights})
 
 
-def _config(teacher: Config, wanted: Wanted, choices: Choices) -> Config:
-    """Return the student's config: its teacher's in all that is not chosen here."""
+def config_of(teacher: Config, method: str, wanted: Wanted, choices: Choices) -> Config:
+    """Return the student's config: its teacher's in all that is not chosen here.
+
+    Args:
+        teacher: the config of its run.
+        method: a key of ``sfumato.flowmap.METHODS``.
+        wanted: what was asked for.
+        choices: collects what is chosen.
+    """
     device = choices.take("device", wanted.device, *device_of(wanted.device))
     steps, seconds = length(wanted.time, wanted.steps, TIME, "enough to come near a small teacher", choices)
+    rule: Rule = "adamw" if teacher.model.network == "mlp" else "muon"
     return replace(
         teacher,
-        model=_model(teacher.model, wanted, choices),
+        model=_model(teacher.model, METHODS[method](wanted.calls), wanted.calls, choices),
         seed=wanted.seed,
         batch=choices.take("batch", wanted.batch, BATCH, "as judged"),
         parts=1,
         lr=choices.take("lr", wanted.lr, LR, "a student begins near its end"),
+        optimizer=choices.take("optimizer", None, rule, "as for its teacher's kind of network"),
         steps=steps,
         seconds=seconds,
         save_every=wanted.save_every,
@@ -111,16 +119,16 @@ def _config(teacher: Config, wanted: Wanted, choices: Choices) -> Config:
     )
 
 
-def _model(teacher: Spec, wanted: Wanted, choices: Choices) -> Spec:
-    way, schedule = METHODS[wanted.method](wanted.calls), SCHEDULES[teacher.schedule]()
-    same = way.gives == "step"
+def _model(teacher: Spec, way: Method, calls: int, choices: Choices) -> Spec:
+    schedule = SCHEDULES[teacher.schedule]()
+    same = way.gives != "map"
     why = "as the teacher" if same else "neighbouring estimates differ by less than bf16 can say"
     mean, std = LAW if way.gives == "end" else (teacher.noise_mean, teacher.noise_std)
     return replace(
         teacher,
         gives=way.gives,
         sampler="consistency" if way.gives == "end" else "flowmap",
-        stops=tuple(_stops(way, schedule, wanted.calls, teacher.sigma_data)),
+        stops=tuple(_stops(way, schedule, calls, teacher.sigma_data)),
         precision=choices.take("precision", None, teacher.precision if same else "fp32", why),
         law="lognormal",
         noise_mean=mean,
@@ -130,9 +138,6 @@ def _model(teacher: Spec, wanted: Wanted, choices: Choices) -> Spec:
 
 def _stops(way: Method, schedule: Schedule, calls: int, sigma_data: float) -> list[float]:
     """Return the times of the student's usual way back, calls + 1 of them from 1 to 0."""
-    if way.gives == "step":
-        every = 2**way.stages
-        return [float(t) for t in halved(schedule, calls, way.stages)[::every]]
-    highest = min(math.exp(-float(schedule.logsnr(1.0)) / 2), R_MAX)
-    noise = torch.logspace(math.log10(highest), math.log10(MIDDLE * sigma_data), calls, dtype=torch.float64)
-    return [*schedule.time(-2 * noise.log()).clamp(max=1.0).tolist(), 0.0]
+    if way.stages > 1:
+        return halved(schedule, calls, way.stages)[:: 2**way.stages].tolist()
+    return jumps(schedule, calls, sigma_data).tolist()

@@ -1,0 +1,88 @@
+"""Which way to teach makes the best student after equal time, for one call and for two.
+
+    python bench/students.py RUN [seconds each] [seeds]      adds to results/students.json
+
+Every method is taught by the run as `sfumato distill` teaches it, for as many steps as fit into the time by step times
+of one interleaved measurement. Judged by the Frechet distance and recall of 2,000 samples; the teacher's own, in 12
+calls, stand beside it.
+"""
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from interleave import median, race, read, timers, write
+
+from sfumato.engine.checkpoint import write_weights
+from sfumato.engine.choices import Choices
+from sfumato.engine.config import Student
+from sfumato.engine.distill import Wanted, config_of
+from sfumato.engine.machine import tuned
+from sfumato.engine.reference import reference
+from sfumato.engine.run import Run
+from sfumato.engine.trainer import Trainer
+from sfumato.flowmap import METHODS
+from sfumato.metrics.features import features_of
+from sfumato.metrics.frechet import frechet
+from sfumato.metrics.neighbours import manifolds
+
+FILE, N = "students.json", 2_000
+CASES = [(method, calls) for method in METHODS for calls in (1, 2)]
+
+
+class Bench:
+    def __init__(self, folder):
+        self.run = Run.open(folder)
+        self.model, _ = self.run.load()
+        self.data = self.run.dataset()
+        self.features, _ = features_of(None, self.data.codec.dims)
+        self.known = reference(self.data, self.data.test, self.features)
+
+    def trainer(self, place, method, calls, steps, seed):
+        wanted = Wanted(calls=calls, method=method, steps=steps, seed=seed)
+        config = config_of(self.run.config, method, wanted, Choices())
+        weights = self.model.fingerprint()
+        config = replace(config, student=Student(method, calls, self.run.folder.name, weights))
+        student = Run.create(Path(place) / f"{method}-{calls}", config, self.data)
+        write_weights(student.teacher, self.model.state_dict(), {"weights": weights})
+        return Trainer(student, self.data)
+
+    def judged(self, model):
+        states = torch.cat(list(model.eval().states(N, seed=1)))
+        rows = self.features(model.codec.encode(model.codec.decode(states)))
+        recall = float(manifolds(rows, self.known.held_out[:N]).recall.mean())
+        return {"frechet": round(frechet(rows, self.known.held_out), 4), "recall": round(recall, 4)}
+
+
+def main(folder, seconds=150.0, seeds=1):
+    bench = Bench(Path(folder))
+    case = f"{bench.run.data['name']}, {seconds:g} s"
+    told = read(FILE).get("cases", {}).get(case, {})
+    if told.get("weights") != bench.model.fingerprint():
+        told = {"weights": bench.model.fingerprint(), "step seconds": {}, "rows": {}}
+    with tuned(bench.run.config.threads, "cpu"), tempfile.TemporaryDirectory() as place:
+        told |= {"n": N, "torch": torch.__version__, "teacher": bench.judged(bench.model)}
+        if not told["step seconds"]:
+            trainers = {f"{m}, {c}": bench.trainer(place, m, c, 10**6, 0) for m, c in CASES}
+            works = timers({name: each.advance for name, each in trainers.items()})
+            rounds = race(works, dict.fromkeys(works, 1), 15)
+            told["step seconds"] = {name: round(median(rounds, name), 5) for name in trainers}
+        for seed in range(seeds):
+            for method, calls in CASES:
+                name, key = f"{method}, {calls}", f"{method}, {calls}, seed {seed}"
+                if key in told["rows"]:
+                    continue
+                steps = round(seconds / told["step seconds"][name])
+                with tempfile.TemporaryDirectory() as own:
+                    trainer = bench.trainer(own, method, calls, steps, seed)
+                    for _ in range(steps):
+                        trainer.advance()
+                    told["rows"][key] = {"steps": steps} | bench.judged(trainer.ema)
+                print(key, told["rows"][key], flush=True)
+                write(FILE, {"cases": {case: told}})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], *map(float, sys.argv[2:3]), *map(int, sys.argv[3:]))
