@@ -1,8 +1,8 @@
 """How good samples are against network calls: a trained run, its tuned ways back, and its student.
 
-    python bench/few_calls.py RUN [STUDENT] [n]      adds to results/few_calls.json and draws few_calls.png
+    python bench/few_calls.py RUN [STUDENT ...]      adds to results/few_calls.json and draws few_calls.png
 
-Every row is n samples (10,000) against as many held-out examples; the floor is as many training examples. Rows are kept
+Every row is 10,000 samples against as many held-out examples; the floor is as many training examples. Rows are kept
 by the fingerprint of the weights, so what was stopped goes on. The wall time of the student is that of `model.sample`
 for 1,000 pictures in one call, against bare forward passes of its network on the same batches, in turns.
 """
@@ -26,7 +26,7 @@ from sfumato.metrics.neighbours import manifolds
 
 FILE = "few_calls.json"
 MEASURES = ("frechet", "recall", "coverage")
-PICTURES = 1_000
+SAMPLES, PICTURES = 10_000, 1_000
 
 
 class Judge:
@@ -77,7 +77,7 @@ def latency(model):
         for _ in range(batches):
             model.denoiser.network(x, level, labels)
 
-    works = timers({"sample": lambda: model.sample(batches * size, steps=1, grid="1,0"), "forward": forward})
+    works = timers({"sample": lambda: model.sample(batches * size), "forward": forward})
     rounds = race(works, dict.fromkeys(works, 1), 9)
     return {"pictures": batches * size, "sample over forward": round(ratio(rounds, "sample", "forward"), 3)}
 
@@ -102,20 +102,21 @@ def draw(told):
     figure.savefig(RESULTS / "few_calls.png", dpi=110)
 
 
-def main(folder, student=None, n=10_000):
-    run = Run.open(Path(folder))
+def main(folder, *students):
+    run, n = Run.open(Path(folder)), SAMPLES
     told = {"rows": {}} | read(FILE) | {"n": n, "torch": torch.__version__}
     with tuned(run.config.threads, "cpu"):
         judge = Judge(run, n)
         told |= {"features": judge.features.name, "floor": judge.of(judge.known.train[:n])}
         model, _ = run.load()
         ways = {f"tuned {calls}": (calls, "tuned", "tuned") for calls in sorted(model.tuned)}
-        ways |= {f"untuned {calls}": (calls, SAMPLER, GRID) for calls in (12, 8, 5, 100)}
+        ways |= {f"untuned {calls}": (calls, SAMPLER, GRID) for calls in (12, 100, 5)}
         rows_of("teacher", model, ways, told, judge)
-        if student is not None:
+        for student in students:
             pupil, _ = Run.open(Path(student)).load()
-            told["latency"] = latency(pupil)
-            rows_of("student", pupil, {"student 1": (1, None, "1,0"), "student 2": (2,)}, told, judge)
+            calls = len(pupil.stops) - 1
+            told |= {"latency": latency(pupil)} if calls == 1 else {}
+            rows_of(f"student for {calls}", pupil, {f"student {calls}": (calls,)}, told, judge)
     best = told["rows"]["teacher"]["untuned 100"]
     for rows in told["rows"].values():
         for row in rows.values():
@@ -127,4 +128,4 @@ def main(folder, student=None, n=10_000):
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3], *map(int, sys.argv[3:]))
+    main(*sys.argv[1:])
