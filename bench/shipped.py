@@ -1,8 +1,8 @@
 """Put a trained run among the models that come with sfumato: its averaged weights alone, in half precision.
 
-    python bench/shipped.py RUN NAME       writes src/sfumato/weights/NAME
+    python bench/shipped.py RUN NAME [TEACHER]       writes src/sfumato/weights/NAME
 
-What was tuned for the weights is kept for the rounded ones. How good those are, `sfumato evaluate NAME` tells.
+TEACHER is the name under which a student's teacher comes along. What was tuned for the weights is kept for the rounded ones. How good those are, `sfumato evaluate NAME` tells.
 """
 
 import dataclasses
@@ -19,14 +19,15 @@ from sfumato.engine.shipped import SHIPPED
 LIMIT = 8_000_000  # bytes of all weights together
 
 
-def main(folder, name):
+def main(folder, name, teacher=None):
     run, place = Run.open(Path(folder)), SHIPPED / name
     model, notes = run.load()
     shutil.rmtree(place, ignore_errors=True)
     # what a model's estimate is made of may be rounded; the mmse of ancestral sampling is a table of 45 numbers
     tensors = {f"ema.{key}": value if "mmse" in key else value.half() for key, value in model.state_dict().items()}
     checkpoint.save(place / "checkpoints", int(notes["step"]), tensors, notes)
-    write_config(place / "config.toml", dataclasses.replace(run.config, tensorboard=False))
+    student = run.config.student if teacher is None else dataclasses.replace(run.config.student, teacher=teacher)
+    write_config(place / "config.toml", dataclasses.replace(run.config, student=student, tensorboard=False))
     (place / "data.json").write_text(json.dumps(run.data, indent=2, ensure_ascii=False) + "\n")
     tuned = run.folder / "samplers.json"
     if tuned.exists() and model.tuned:
