@@ -2,7 +2,8 @@
 
     python bench/shipped.py RUN NAME [TEACHER]       writes src/sfumato/weights/NAME
 
-TEACHER is the name under which a student's teacher comes along. What was tuned for the weights is kept for the rounded ones. How good those are, `sfumato evaluate NAME` tells.
+TEACHER is the name under which a student's teacher comes along. What was tuned for the weights is kept for the rounded
+ones. How good those are, `sfumato evaluate NAME` tells.
 """
 
 import dataclasses
