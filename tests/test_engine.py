@@ -202,7 +202,7 @@ def test_dequantised_examples_fill_their_bins(tmp_path, digits):
 
 def test_mirrored_examples_are_turned_every_other_time(tmp_path, digits):
     """Left for right, whole pictures, half of them, by a law of the step alone."""
-    trainer = Trainer(Run.create(tmp_path / "run", chosen(digits, mirror=True), digits), digits)
+    trainer = Trainer(Run.create(tmp_path / "run", chosen(digits, mirror=True)[0], digits), digits)
     index = torch.arange(1000)
     plain = digits.codec.encode(digits.items[index])
     states, _ = trainer.examples(index, stream(1))

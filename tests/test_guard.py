@@ -36,8 +36,8 @@ def poison(trainer, kind, when):
     if kind == "data":
         examples = trainer.examples
 
-        def bad(index, rng):
-            states, cond = examples(index, rng)
+        def bad(*asked):
+            states, cond = examples(*asked)
             # when the batch is looked at again to name the example, the step has been counted
             if when(trainer.step) or bad.again == trainer.step:
                 states[3, 1] = math.inf

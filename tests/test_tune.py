@@ -70,7 +70,7 @@ def test_what_was_tuned_is_used_for_its_calls_alone(run, capsys):
 
 def test_unseen_paths_keep_their_classes(tmp_path):
     """What is told of unseen noise is what samples of these classes show: the number of paths is no multiple of 10."""
-    run = sfumato.train("digits", steps=150, size="tiny", classes=True, out=str(tmp_path / "digits"))
+    run = sfumato.train("digits", steps=40, size="tiny", classes=True, out=str(tmp_path / "digits"))
     result = sfumato.tune_sampler(run, calls=4, paths=33, rounds=1)
     model = sfumato.load(run)
     usual, many = (model.codec.encode(model.sample(40, steps=n, method="dpm++3m", grid="logsnr")) for n in (4, 48))

@@ -272,7 +272,14 @@ def jumps(schedule: Schedule, calls: int, sigma_data: float) -> Tensor:
 
 
 def between(schedule: Schedule, t: float, s: float, steps: int) -> Tensor:
-    """Return stops from t to s, evenly spaced in logsnr; the last step to 0 is from the usual lowest noise."""
+    """Return stops from t to s, evenly spaced in logsnr; a step to 0 is from the usual lowest noise.
+
+    Args:
+        schedule: of the process.
+        t: where the way begins.
+        s: where it ends, before t.
+        steps: of the way.
+    """
     first, last = (min(-float(schedule.logsnr(at)) / 2, math.log(R_MAX)) if at else math.log(R_MIN) for at in (t, s))
     noise = torch.linspace(first, last, steps + (s > 0), dtype=torch.float64)
     stops = schedule.time(-2 * noise).clamp(max=1.0)
