@@ -277,7 +277,7 @@ def far(model, method, stops):
 
 ON_A_LINE = {
     "consistency": (ConsistencyTuning(doublings=5, power=0.0), 0.3),
-    "direct": (Direct(calls=1, within=4), 0.3),
+    "direct": (METHODS["direct"](1), 0.3),
     "progressive": (Progressive(calls=1, stages=3), 0.3),
     "alphaflow": (AlphaFlow(power=0.0), 0.3),  # of one value the median is not the mean
     "meanflow": (MeanFlow(power=0.0), 0.6),

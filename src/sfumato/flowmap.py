@@ -238,7 +238,7 @@ class MeanFlow(Method):
 
 METHODS: dict[str, Callable[[int], Method]] = {
     "consistency": lambda calls: ConsistencyTuning(),
-    "direct": lambda calls: Direct(calls),
+    "direct": lambda calls: Direct(calls, within=max(4, 8 // calls)),
     "progressive": lambda calls: Progressive(calls),
     "alphaflow": lambda calls: AlphaFlow(),
     "meanflow": lambda calls: MeanFlow(),
