@@ -255,7 +255,7 @@ def _optimizer(shard: bool, points: bool) -> tuple[Rule, str]:
         return "adamw", "Muon needs whole matrices, and --shard splits them"
     if points:
         return "adamw", "the network is too small to gain from more"
-    return "muon", "better samples after equal time (bench/ablation.py)"
+    return "muon", "better samples after equal time"
 
 
 def _likelihood(dataset: Dataset, asked: Asked, choices: Choices) -> dict[str, Any]:
