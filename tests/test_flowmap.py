@@ -286,7 +286,8 @@ ON_A_LINE = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "meanflow" else ()) for name in METHODS]
+    "name",
+    [pytest.param(name, marks=() if name in ("consistency", "direct") else pytest.mark.slow) for name in METHODS],
 )
 def test_a_student_learns_the_quantile_map(name, teacher):
     """One call of the student is much nearer to the exact map than one call of the teacher (the mean of the data)."""
