@@ -29,7 +29,7 @@ SCRIPT = """
 import json, sys, torch
 from pathlib import Path
 from sfumato.data import load
-from sfumato.engine.distributed import joined
+from sfumato.engine.distributed import joined, leave
 from sfumato.engine.run import Run
 from sfumato.engine.trainer import Trainer
 torch.set_num_threads(1)
@@ -42,6 +42,7 @@ with joined("cpu") as workers:
         trainer.finish()
         if workers.leads:
             (Path(folder) / "losses.json").write_text(json.dumps([losses, trainer.ema.denoiser.mmse.tolist()]))
+leave(0)
 """
 
 

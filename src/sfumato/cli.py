@@ -39,6 +39,15 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         0; 2 for a mistake of the user; 130 if stopped by Ctrl-C.
     """
+    code = _answer(args)
+    if "MASTER_ADDR" in os.environ:  # this process may have met others
+        from sfumato.engine.distributed import leave  # late, as it brings torch
+
+        leave(code)
+    return code
+
+
+def _answer(args: Sequence[str] | None) -> int:
     try:
         result = _parse(args)()
         if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun starts, one speaks
