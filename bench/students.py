@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from interleave import median, race, read, timers, write
+from sfumato.flowmap import METHODS
 
 from sfumato.engine.checkpoint import write_weights
 from sfumato.engine.choices import Choices
@@ -23,7 +24,6 @@ from sfumato.engine.machine import tuned
 from sfumato.engine.reference import reference
 from sfumato.engine.run import Run
 from sfumato.engine.trainer import Trainer
-from sfumato.flowmap import METHODS
 from sfumato.metrics.features import features_of
 from sfumato.metrics.frechet import frechet
 from sfumato.metrics.neighbours import manifolds

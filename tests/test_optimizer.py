@@ -51,7 +51,7 @@ def test_kernels_of_one_shape_as_matrices_step_together_as_alone():
         weights = [torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))) for shape in shapes]
         for weight in weights:
             weight.grad = weight.sin()
-        Muon(weights).step(1e-2, torch.tensor(0.0))
+        Muon(dict.fromkeys(weights, 1.0)).step(1e-2, torch.tensor(0.0))
         return weights
 
     first, second, third = moved((8, 4, 2, 2), (8, 16, 1, 1), (8, 16))
@@ -62,7 +62,7 @@ def test_kernels_of_one_shape_as_matrices_step_together_as_alone():
 @pytest.mark.parametrize("rule", ["adamw", "muon"])
 def test_a_step_that_is_not_finite_changes_nothing(rule):
     model = network()
-    optimizer = Optimizer(rule, model)
+    optimizer = Optimizer(rule, {model: 1.0})
     before = stepped(model, optimizer)
     state = {name: tensor.clone() for name, tensor in optimizer.tensors().items()}
     after = stepped(model, optimizer, unfit=1.0)
@@ -73,11 +73,26 @@ def test_a_step_that_is_not_finite_changes_nothing(rule):
 @pytest.mark.parametrize("rule", ["adamw", "muon"])
 def test_its_state_is_all_that_a_resume_needs(rule):
     whole, part = network(), network()
-    ours, theirs = Optimizer(rule, whole), Optimizer(rule, part)
+    ours, theirs = Optimizer(rule, {whole: 1.0}), Optimizer(rule, {part: 1.0})
     stepped(whole, ours), stepped(part, theirs)
-    again = Optimizer(rule, part)
+    again = Optimizer(rule, {part: 1.0})
     again.restore(theirs.tensors())
     assert all(torch.equal(a, b) for a, b in zip(stepped(whole, ours), stepped(part, again), strict=True))
+
+
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+def test_each_module_has_its_pace(rule):
+    """Half as fast is as by half the learning rate, whatever goes beside it."""
+    slow, quick, alone = network(), network(), network()
+    pair, single = Optimizer(rule, {slow: 0.5, quick: 1.0}), Optimizer(rule, {alone: 1.0})
+    x, level, labels = torch.ones(2, 1, 8, 8), torch.zeros(2), torch.tensor([0, 1])
+    for model in (slow, quick, alone):
+        model(x, level, labels).square().mean().backward()
+    pair.step(1e-3, torch.tensor(0.0))
+    single.step(5e-4, torch.tensor(0.0))
+    for ours, theirs, other in zip(*(model.parameters() for model in (slow, alone, quick)), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+        assert not ours.grad.any() or not torch.equal(ours, other)
 
 
 def test_a_run_by_muon(tmp_path, capsys):

@@ -130,6 +130,7 @@ def test_chain_steps_are_transitions(name):
 def test_prior_is_the_marginal_without_signal(name):
     q = Gaussian(SCHEDULES[name])
     assert_same(q.prior(X), Normal(torch.zeros_like(X), q.marginal(X, 1.0).std))
+    assert_same(q.prior(X, 0.7), Normal(torch.zeros_like(X), q.marginal(X, 0.7).std))
 
 
 def test_times_can_differ_in_a_batch():

@@ -203,8 +203,8 @@ class Mixing:
         log_sum = torch.logaddexp(alpha.log() + log_r, fresh)
         return _normalised(self._log_back(x_t, end.alpha / start.alpha) + log_sum)
 
-    def prior(self, like: Tensor) -> Categorical:
-        """Return pi for every token of ``like`` (B, ...), the law at t = 1 if alpha(1) = 0."""
+    def prior(self, like: Tensor, t: Time = 1.0) -> Categorical:
+        """Return pi for every token of ``like`` (B, ...), whatever t; see :meth:`sfumato.process.Process.prior`."""
         return Categorical(self._pi.to(like.device).log().expand(*like.shape, -1))
 
     def guess(self, x_t: Tensor, t: Time, logits: Tensor) -> Guess:
@@ -288,9 +288,9 @@ class Parts:
         """Return q(x_s | x_t, x_0); see :class:`sfumato.process.Process`."""
         return self._each(lambda q, x, data: q.posterior(x, data, unread(t), unread(s)), x_t, x_0)
 
-    def prior(self, like: Mapping[str, Tensor]) -> Joint:
-        """Return the law at t = 1."""
-        return self._each(lambda q, x: q.prior(x), like)
+    def prior(self, like: Mapping[str, Tensor], t: Time = 1.0) -> Joint:
+        """Return the law from which the way back starts, each part's; see :meth:`sfumato.process.Process.prior`."""
+        return self._each(lambda q, x: q.prior(x, unread(t)), like)
 
     def reverse(self, estimate: Mapping[str, Any], t: Time, s: Time) -> Joint:
         """Return p_theta(x_s | x_t), given each part's estimate; see :class:`sfumato.process.Process`."""

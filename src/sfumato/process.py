@@ -85,8 +85,13 @@ class Process(Protocol):
             s: earlier time.
         """
 
-    def prior(self, like: Tensor) -> Dist:
-        """Return the law at t = 1 from which the way back starts."""
+    def prior(self, like: Tensor, t: Time = 1.0) -> Dist:
+        """Return the law from which the way back starts: q(x_t) with the data's share taken away.
+
+        Args:
+            like: (B, ...) of the shape, type and device that are wanted.
+            t: where the way starts.
+        """
 
     def reverse(self, estimate: Any, t: Time, s: Time) -> Dist:
         """Return p_theta(x_s | x_t), one step back when the data are estimated.
@@ -218,9 +223,9 @@ class Gaussian:
         """
         return self.posterior(estimate.x_t, estimate.x0, t, s)
 
-    def prior(self, like: Tensor) -> Normal:
-        """Return N(0, sigma(1)^2) of the shape, type and device of ``like`` (B, ...)."""
-        return Normal(torch.zeros_like(like), _like(self.schedule.at(1.0).sigma, like))
+    def prior(self, like: Tensor, t: Time = 1.0) -> Normal:
+        """Return N(0, sigma(t)^2); see :meth:`Process.prior`."""
+        return Normal(torch.zeros_like(like), _like(self.schedule.at(t).sigma, like))
 
     def sde(self, t: Time) -> SDE:
         """Return the coefficients of the SDE whose marginals are (3); equation (6)."""

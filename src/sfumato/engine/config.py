@@ -30,7 +30,7 @@ class Student:
     """What a run is taught by another; nothing, if ``method`` is empty.
 
     Attributes:
-        method: a key of ``sfumato.flowmap.METHODS``.
+        method: a key of ``sfumato.teaching.METHODS``.
         calls: network calls for which it is taught.
         teacher: name of the run that teaches.
         weights: fingerprint of its weights, which lie in the student's folder.

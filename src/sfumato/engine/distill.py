@@ -15,16 +15,15 @@ from sfumato.engine.optimizer import Rule
 from sfumato.engine.progress import Watch, watch
 from sfumato.engine.run import Run
 from sfumato.errors import UserError, choose
-from sfumato.flowmap import METHODS, Method, halved, jumps
 from sfumato.models.diffusion import Spec
-from sfumato.schedule import SCHEDULES, Schedule
+from sfumato.schedule import SCHEDULES
+from sfumato.teaching import METHODS, Method
 
 __all__ = ["Wanted", "config_of", "distill"]
 
 TIME = "10m"
 BATCH = 64
 LR = 1e-3
-LAW = (-0.4, 2.0)  # of the log of that noise in consistency tuning; Geng et al. 2406.14548 at sigma_data = 0.5
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,7 @@ def _prepare(run: Run, student: Path, wanted: Wanted, show: Watch) -> None:
     Run.refuse(student)
     teacher, _ = run.load()
     dataset, choices = run.dataset(), Choices()
-    method, why = ("consistency", "one call") if wanted.calls == 1 else ("direct", "several calls")
-    method = choices.take("method", wanted.method, method, f"the best found for {why} after minutes")
+    method = choices.take("method", wanted.method, "matching", "the best found after minutes, for one call and for two")
     config = config_of(run.config, method, wanted, choices)
     weights = teacher.fingerprint()
     config = replace(config, student=Student(method, wanted.calls, run.folder.name, weights))
@@ -95,7 +93,7 @@ def config_of(teacher: Config, method: str, wanted: Wanted, choices: Choices) ->
 
     Args:
         teacher: the config of its run.
-        method: a key of ``sfumato.flowmap.METHODS``.
+        method: a key of ``sfumato.teaching.METHODS``.
         wanted: what was asked for.
         choices: collects what is chosen.
     """
@@ -120,24 +118,16 @@ def config_of(teacher: Config, method: str, wanted: Wanted, choices: Choices) ->
 
 
 def _model(teacher: Spec, way: Method, calls: int, choices: Choices) -> Spec:
-    schedule = SCHEDULES[teacher.schedule]()
     same = way.gives != "map"
     why = "as the teacher" if same else "neighbouring estimates differ by less than bf16 can say"
-    mean, std = LAW if way.gives == "end" else (teacher.noise_mean, teacher.noise_std)
+    mean, std = way.law or (teacher.noise_mean, teacher.noise_std)
     return replace(
         teacher,
         gives=way.gives,
         sampler="consistency" if way.gives == "end" else "flowmap",
-        stops=tuple(_stops(way, schedule, calls, teacher.sigma_data)),
+        stops=tuple(way.stops(SCHEDULES[teacher.schedule](), calls, teacher.sigma_data).tolist()),
         precision=choices.take("precision", None, teacher.precision if same else "fp32", why),
         law="lognormal",
         noise_mean=mean,
         noise_std=std,
     )
-
-
-def _stops(way: Method, schedule: Schedule, calls: int, sigma_data: float) -> list[float]:
-    """Return the times of the student's usual way back, calls + 1 of them from 1 to 0."""
-    if way.stages > 1:
-        return halved(schedule, calls, way.stages)[:: 2**way.stages].tolist()
-    return jumps(schedule, calls, sigma_data).tolist()

@@ -1,12 +1,13 @@
 """How a student is taught: by which method, by whom, on what, and how far the lesson is.
 
 The teacher's weights lie in the student's folder, so that a run needs no other to go on. A method of several stages
-replaces them on the way by the student's average, which then is part of a checkpoint. A run that corrects itself is
-shown what its teacher drew, which lies there too; see neon.py.
+replaces them on the way by the student's average, which then is part of a checkpoint, as a critic is that learns beside
+the student. A run that corrects itself is shown what its teacher drew, which lies there too; see neon.py.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -20,14 +21,14 @@ from sfumato.engine.distributed import whole
 from sfumato.engine.neon import SelfTraining, corrected
 from sfumato.engine.run import Run, restore
 from sfumato.errors import choose
-from sfumato.flowmap import METHODS, Task
 from sfumato.models.diffusion import Diffusion
+from sfumato.teaching import METHODS, Task
 
 __all__ = ["Lesson", "Objective"]
 
 
 class Lesson:
-    """The method, the teacher, and the stage.
+    """The method, the teacher, the critic, and the stage.
 
     Args:
         run: of the student.
@@ -44,6 +45,7 @@ class Lesson:
         weights = read_weights(run.teacher, student.weights)
         self.teacher = replace(run.config.model, gives="mean").build(model.codec, model.classes)
         restore(self.teacher, weights, "", run.teacher)
+        self.critic = copy.deepcopy(self.teacher).to(device) if self.method.critic else None
         self.teacher.to(device).requires_grad_(False).eval()
         model.load_state_dict(weights, strict=False)  # what hears a step's end is the student's own
         self.run, self.stage, self.done = run, 0, 0.0
@@ -82,9 +84,9 @@ class Lesson:
             restore(self.teacher, weights, "", self.run.folder)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must hold of the teacher."""
-        kept = self.teacher.state_dict() if self.method.stages > 1 else {}
-        return {f"teacher.{name}": tensor for name, tensor in kept.items()}
+        """Return what a checkpoint must hold of the teacher and the critic."""
+        kept = self._changing()
+        return {f"{who}.{name}": tensor for who, model in kept.items() for name, tensor in model.state_dict().items()}
 
     def restore(self, tensors: Mapping[str, Tensor], stage: int) -> None:
         """Take up the lesson where a checkpoint left it.
@@ -94,12 +96,17 @@ class Lesson:
             stage: that it tells.
         """
         self.stage = stage
-        if self.method.stages > 1:
-            restore(self.teacher, dict(tensors), "teacher.", self.run.checkpoints)
+        for who, model in self._changing().items():
+            restore(model, dict(tensors), f"{who}.", self.run.checkpoints)
+
+    def _changing(self) -> dict[str, Diffusion]:
+        """Return the networks beside the student that are not what they were at first."""
+        teacher = {"teacher": self.teacher} if self.method.stages > 1 else {}
+        return teacher if self.critic is None else teacher | {"critic": self.critic}
 
 
 class Objective(nn.Module):
-    """The loss as the forward pass of a module: what DDP joins is what is called.
+    """The loss as the forward pass of a module, whose parameters are all that learns: DDP joins what is called.
 
     Args:
         denoiser: that is trained.
@@ -109,10 +116,16 @@ class Objective(nn.Module):
     def __init__(self, denoiser: Denoiser, lesson: Lesson | None) -> None:
         super().__init__()
         self.denoiser, self.lesson = denoiser, lesson
+        self.critic = None if lesson is None or lesson.critic is None else lesson.critic.denoiser
+
+    def paces(self) -> dict[nn.Module, float]:
+        """Return what learns, each with its share of the learning rate."""
+        pace = 1.0 if self.lesson is None else self.lesson.method.pace
+        return {self.denoiser: pace} | ({} if self.critic is None else {self.critic: 1.0})
 
     def forward(self, x_0: Tensor, cond: Tensor | None, rng: torch.Generator, t: Tensor) -> Tensor:
         """Return the loss of each example, (B,); arguments as for ``Denoiser.loss``."""
         if self.lesson is None:
             return self.denoiser.loss(x_0, cond, rng, t)
         teacher, done = self.lesson.teacher.denoiser, self.lesson.done
-        return self.lesson.method.loss(self.denoiser, teacher, Task(x_0, cond, rng, t, done))
+        return self.lesson.method.loss(self.denoiser, teacher, Task(x_0, cond, rng, t, done, self.critic))

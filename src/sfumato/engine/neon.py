@@ -17,10 +17,10 @@ from torch import Tensor
 from sfumato.data import Dataset
 from sfumato.denoise import Denoiser
 from sfumato.engine.reference import reference
-from sfumato.flowmap import Method, Task
 from sfumato.metrics.features import features_of
 from sfumato.metrics.frechet import frechet
 from sfumato.models.diffusion import Diffusion
+from sfumato.teaching import Method, Task
 
 __all__ = ["WEIGHTS", "SelfTraining", "corrected"]
 

@@ -13,7 +13,7 @@ A step whose gradient is not finite changes nothing, on the device itself, witho
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -33,18 +33,21 @@ ROUNDS = 5
 
 
 class Optimizer:
-    """Steps all weights of a model by one learning rate.
+    """Steps all weights of one or several modules.
 
     Args:
         rule: its name.
-        model: whose weights.
+        paces: each module with its rate, as a share of the learning rate.
     """
 
-    def __init__(self, rule: Rule, model: nn.Module) -> None:
-        chosen = hidden_matrices(model) if rule == "muon" else []
-        ids = {id(parameter) for parameter in chosen}
-        self.rest = [parameter for parameter in model.parameters() if id(parameter) not in ids]
-        self.adam = torch.optim.AdamW(self.rest, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    def __init__(self, rule: Rule, paces: Mapping[nn.Module, float]) -> None:
+        chosen, groups = {}, []
+        for module, pace in paces.items():
+            mine = hidden_matrices(module) if rule == "muon" else []
+            chosen |= dict.fromkeys(mine, pace)
+            groups += [{"params": [p for p in module.parameters() if p not in chosen], "pace": pace}]
+        self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.rest = [parameter for group in self.adam.param_groups for parameter in group["params"]]
         self.muon = Muon(chosen)
 
     def zero_grad(self) -> None:
@@ -62,7 +65,7 @@ class Optimizer:
         """
         self.adam.found_inf = unfit  # type: ignore[attr-defined]  # the fused kernel does nothing then
         for group in self.adam.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["pace"]
         self.adam.step()
         self.muon.step(lr, unfit)
 
@@ -87,24 +90,24 @@ class Muon:
     """Equations (1) and (2).
 
     Args:
-        weights: of two or more dimensions.
+        paces: weights of two or more dimensions, each with its rate as a share of the learning rate.
     """
 
-    def __init__(self, weights: Iterable[Tensor]) -> None:
-        self.weights = list(weights)
+    def __init__(self, paces: Mapping[Tensor, float]) -> None:
+        self.weights = list(paces)
         self.momenta = [torch.zeros_like(weight) for weight in self.weights]
-        shapes = [weight.flatten(1).shape for weight in self.weights]
-        self.alike = {shape: [i for i, other in enumerate(shapes) if other == shape] for shape in shapes}
+        kinds = [(*weight.flatten(1).shape, pace) for weight, pace in paces.items()]
+        self.alike = {kind: [i for i, other in enumerate(kinds) if other == kind] for kind in kinds}
 
     @torch.no_grad()
     def step(self, lr: float, unfit: Tensor) -> None:
         """Take one step; arguments as for :meth:`Optimizer.step`. Matrices of one shape go together."""
-        for (rows, columns), which in self.alike.items():
+        for (rows, columns, pace), which in self.alike.items():
             grads = (self.weights[i].grad for i in which)
             grad = torch.where(unfit > 0, 0.0, torch.stack([g.flatten(1) for g in grads if g is not None]))
             momentum = torch.stack([self.momenta[i].flatten(1) for i in which])
             momentum = torch.lerp(momentum, torch.lerp(momentum, grad, 1 - MOMENTUM), 1 - unfit)
-            size = RATIO * lr * max(1.0, rows / columns) ** 0.5
+            size = RATIO * lr * pace * max(1.0, rows / columns) ** 0.5
             step = polar(torch.lerp(grad, momentum, MOMENTUM)) * (size * (1 - unfit))
             for i, kept, moved in zip(which, momentum, step, strict=True):
                 self.momenta[i].copy_(kept.view_as(self.weights[i]))

@@ -86,9 +86,10 @@ class Trainer:
         for model in (self.model, self.ema, self.short) if self.config.shard and self.workers.size > 1 else ():
             for child in model.denoiser.children():
                 shard(child)
-        self.objective = self.workers.join(Objective(self.model.denoiser, self.lesson), self.config.shard)
-        self.parameters = list(self.model.parameters())
-        self.optimizer = Optimizer(self.config.optimizer, self.model)
+        objective = Objective(self.model.denoiser, self.lesson)
+        self.objective = self.workers.join(objective, self.config.shard)
+        self.parameters = list(self.objective.parameters())
+        self.optimizer = Optimizer(self.config.optimizer, objective.paces())
         self.averages = Averages(self.model, self.ema, self.short, self.config.ema)
         self.step, self.total = 0, self.config.steps or 1_000_000_000
         self.seconds = 0.0
@@ -244,7 +245,7 @@ class Trainer:
 
     def healthy(self) -> bool:
         """Whether all weights are finite, on every rank."""
-        every = (*self.model.parameters(), *self.ema.parameters())
+        every = (*self.parameters, *self.ema.parameters())
         broken = torch.stack([(~local(p.detach()).isfinite()).any().float() for p in every]).sum()
         return not float(self.workers.sum(broken))
 

@@ -2,10 +2,12 @@
 
 (1)  minimise the mean distance |x(z; table) - x*(z)| / sqrt(d) over noise z,  x* the end of many steps from the same z
 
-The table (sampler/tuned.py) starts as DPM-Solver++ 3M on the usual grid. Its stops move with the weights that belong to
-them, which are the integrals of sampler/weights.py; what is learned of the weights is a correction. A few dozen numbers
-and a few hundred paths of the teacher are enough (Tong et al. 2405.15506; Zhou et al. 2502.17423). The model's own
-weights stay as they are. Kept in the run as samplers.json, for these weights alone.
+The table (sampler/tuned.py) starts as DPM-Solver++ 3M on a grid that is even in logsnr, as the usual one, but from less
+noise: at t = 1 an estimate is hardly more than the data's mean, too little for one of few calls. The stops move, the
+first too, with the weights that belong to them, which are the integrals of sampler/weights.py; what is learned of the
+weights is a correction. A few dozen numbers and a few hundred paths of the teacher are enough (Tong et al. 2405.15506;
+Zhou et al. 2502.17423). The model's own weights stay as they are. Kept in the run as samplers.json, for these weights
+alone.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,7 @@ START = Adams(3, 1)  # the usual sampler; steps look back at as many estimates
 MANY = 48  # steps of the way whose end is the aim
 BATCH = 32
 HELD_OUT = 64
+FIRST = 10.0  # noise at the first stop, in units of the data's, before it is learned
 LR = 0.02
 PATHS = 0  # what a stream is for
 
@@ -52,26 +56,28 @@ class Table(nn.Module):
     Args:
         schedule: of the process.
         calls: steps, at least 2.
+        first: noise at the first stop, to begin with.
     """
 
-    def __init__(self, schedule: Schedule, calls: int) -> None:
+    def __init__(self, schedule: Schedule, calls: int, first: float) -> None:
         super().__init__()
         self.schedule, self.calls = schedule, calls
-        inner = logsnr(calls, schedule)[1:-1]
-        self.levels = nn.Parameter(schedule.logsnr(inner) / 2)  # lambda of the stops between
-        self.shift = nn.Parameter(torch.zeros(calls - 1, dtype=torch.float64))  # of what the network hears there
+        last = float(schedule.logsnr(logsnr(calls, schedule)[-2])) / 2
+        levels = torch.linspace(-math.log(first), last, calls, dtype=torch.float64)
+        self.levels = nn.Parameter(levels)  # lambda of the stops before 0
+        self.shift = nn.Parameter(torch.zeros_like(levels))  # of what the network hears there
         rows = [torch.zeros(min(k + 1, START.points), dtype=torch.float64) for k in range(calls)]
         self.more = nn.ParameterList(rows)
 
     def stops(self) -> list[Instant]:
-        """Return where the way stops, from 1 to 0."""
-        times = self.schedule.time(2 * self.levels)
-        return [self.schedule.at(1.0), *(self.schedule.at(t) for t in times.unbind()), self.schedule.at(0.0)]
+        """Return where the way stops, the end included."""
+        times = self.schedule.time(2 * self.levels).clamp(max=1.0)
+        return [*(self.schedule.at(t) for t in times.unbind()), self.schedule.at(0.0)]
 
     def heard(self) -> list[Instant]:
         """Return the time that the network hears at each stop but the last."""
         times = self.schedule.time(2 * (self.levels + self.shift)).clamp(max=1.0)
-        return [self.schedule.at(1.0), *(self.schedule.at(t) for t in times.unbind())]
+        return [self.schedule.at(t) for t in times.unbind()]
 
     def rows(self) -> Iterator[tuple[Any, list[Any]]]:
         """Yield keep and the weights of each step, newest estimate first: those of START, and what was learned."""
@@ -79,7 +85,7 @@ class Table(nn.Module):
         nodes: list[Any] = []  # lambdas of the estimates so far
         for k, (now, then) in enumerate(pairwise(stops)):
             keep = then.sigma / now.sigma
-            if k + 1 < self.calls and (k > 0 or math.isfinite(now.logsnr)):
+            if k + 1 < self.calls:
                 nodes = [lam(now), *nodes][: START.points]
                 weights = list(START.weights(nodes, now, then))
             else:
@@ -94,8 +100,9 @@ class Table(nn.Module):
             yield keep, [w + more for w, more in zip_longest(weights, self.more[k], fillvalue=0.0)]
 
     def forward(self, model: Given, x: Tensor) -> Tensor:
-        """Return the end of the way from noise x (B, ...)."""
+        """Return the end of the way from noise x (B, ...) of t = 1."""
         past: list[Tensor] = []
+        x = _times(self.stops()[0].sigma / self.schedule.at(1.0).sigma, x)
         for heard, (keep, weights) in zip(self.heard(), self.rows(), strict=True):
             past = [model(x, heard).x0, *past][: START.points]
             x = _times(keep, x)
@@ -126,7 +133,8 @@ class Tuning:
     Attributes:
         file: where it lies.
         calls: steps, each of one network call.
-        before: distance to the end of many steps, root mean square over the values, of unseen noise; as it began.
+        before: distance to the end of many steps, root mean square over the values, of unseen noise, by as many steps
+            of the usual way.
         after: the same with what was learned.
         seconds: that it took.
     """
@@ -174,9 +182,9 @@ def tune(folder: Path, calls: int, paths: int, rounds: int, seed: int, device: s
     with Interrupt() as stop:
         try:
             noise, ends = _paths(model, paths + HELD_OUT, seed, show, stop)
-            table = Table(model.denoiser.process.schedule, calls)
+            table = Table(model.denoiser.process.schedule, calls, FIRST * model.denoiser.sigma_data)
             unseen = torch.arange(paths, len(noise))
-            before = _distance(table, model, unseen, noise, ends)
+            before = _distance(partial(_usual, steps=calls), model, unseen, noise, ends)
             _learn(table, model, paths, noise, ends, rounds, seed, show, stop)
             after = _distance(table, model, unseen, noise, ends)
         finally:
@@ -185,6 +193,14 @@ def tune(folder: Path, calls: int, paths: int, rounds: int, seed: int, device: s
     if after < before:
         _keep(result, table.frozen(), run.recipe(model, notes) | {"paths": paths, "rounds": rounds, "seed": seed})
     return result
+
+
+Way = Callable[[Given, Tensor], Tensor]
+"""From noise to the end."""
+
+
+def _usual(model: Given, noise: Tensor, steps: int = MANY) -> Tensor:
+    return generate(model, START, noise, steps=steps)
 
 
 def _given(model: Diffusion, index: Tensor) -> Given:
@@ -201,21 +217,21 @@ def _paths(model: Diffusion, n: int, seed: int, show: Watch, stop: Interrupt) ->
     for index in torch.split(torch.arange(n), BATCH):
         if stop:
             raise KeyboardInterrupt
-        ends.append(generate(_given(model, index), START, noise[index].to(model.device), steps=MANY).cpu())
+        ends.append(_usual(_given(model, index), noise[index].to(model.device)).cpu())
         show.update(len(torch.cat(ends)), n, f"paths of {MANY} steps")
     return noise, torch.cat(ends)
 
 
-def _error(table: Table, model: Diffusion, index: Tensor, noise: Tensor, ends: Tensor) -> Tensor:
+def _error(way: Way, model: Diffusion, index: Tensor, noise: Tensor, ends: Tensor) -> Tensor:
     """Return the mean square distance of some paths, by their places in ``noise``, which their classes go by, (B,)."""
-    end = table(_given(model, index), noise[index].to(model.device))
+    end = way(_given(model, index), noise[index].to(model.device))
     square: Tensor = (end - ends[index].to(model.device)).square().flatten(1).mean(1)
     return square
 
 
 @torch.no_grad()
-def _distance(table: Table, model: Diffusion, index: Tensor, noise: Tensor, ends: Tensor) -> float:
-    parts = [_error(table, model, some, noise, ends) for some in torch.split(index, BATCH)]
+def _distance(way: Way, model: Diffusion, index: Tensor, noise: Tensor, ends: Tensor) -> float:
+    parts = [_error(way, model, some, noise, ends) for some in torch.split(index, BATCH)]
     return float(torch.cat(parts).sqrt().mean())
 
 

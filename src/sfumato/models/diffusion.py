@@ -22,6 +22,7 @@ from sfumato.defaults import GRID, SAMPLER, STEPS
 from sfumato.denoise import Denoiser, Given
 from sfumato.dist import stream
 from sfumato.errors import UserError, choose, nearest
+from sfumato.grid import times
 from sfumato.nn import MLP, UNet
 from sfumato.process import Gaussian
 from sfumato.sampler import State, Tuned, sampler, trajectory
@@ -256,18 +257,19 @@ class Diffusion(nn.Module):
         """Yield every stop of the way back of the samples with these indices, in one batch; see :meth:`states`."""
         steps, method, grid = self.way(steps, method, grid)
         tuned = self._tuned(steps) if "tuned" in (method, grid) else None
+        stops = tuned.stops if tuned is not None else times(grid, steps, self.denoiser.process.schedule)
         rng = [stream(seed, i) for i in indices]
         blank = torch.zeros(len(indices), *self.codec.dims, device=self.device)
         labels = self.labels(indices, label)
         model = Given(self.denoiser, None if labels is None else labels.to(self.device))
-        start = model.process.prior(blank).sample(rng)
+        start = model.process.prior(blank, float(stops[0])).sample(rng)
         training = self.training
         self.eval()  # no dropout on the way back
         try:
             yield from (
                 trajectory(model, sampler(method), start, grid, steps, rng)
                 if tuned is None
-                else trajectory(model, tuned, start, tuned.stops)
+                else trajectory(model, tuned, start, stops)
             )
         finally:
             self.train(training)

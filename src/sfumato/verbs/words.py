@@ -20,5 +20,5 @@ Class = Annotated[str | None, tyro.conf.arg(name="class")]
 """A class, under a name that Python keeps for itself."""
 Size = Literal["tiny", "small", "base"]
 """Of a network."""
-Method = Literal["consistency", "direct", "progressive", "alphaflow", "meanflow"]
-"""A key of ``sfumato.flowmap.METHODS``, which is not imported for it."""
+Method = Literal["matching", "consistency", "direct", "progressive", "alphaflow", "meanflow"]
+"""A key of ``sfumato.teaching.METHODS``, which is not imported for it."""
