@@ -14,53 +14,29 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from interleave import RESULTS, race, ratio, read, timers, write
+from judge import MEASURES, Judge
 
 from sfumato.defaults import GRID, SAMPLER
 from sfumato.engine.machine import tuned
-from sfumato.engine.reference import reference
 from sfumato.engine.run import Run
-from sfumato.metrics.bootstrap import of_two
-from sfumato.metrics.features import features_of
-from sfumato.metrics.frechet import frechet
-from sfumato.metrics.neighbours import manifolds
 
 FILE = "few_calls.json"
-MEASURES = ("frechet", "recall", "coverage")
 SAMPLES, PICTURES = 10_000, 1_000
 
 
-class Judge:
-    def __init__(self, run, n):
-        data = run.dataset()
-        self.n, self.codec = n, data.codec
-        self.features, _ = features_of(None, self.codec.dims)
-        self.known = reference(data, data.test, self.features)
-
-    def of(self, rows):
-        held = self.known.held_out[: self.n]
-        distance, found = of_two(rows, held, 0, frechet), manifolds(rows, held)
-        return {
-            "frechet": [round(each, 4) for each in distance],
-            "recall": round(float(found.recall.mean()), 4),
-            "coverage": round(float(found.coverage.mean()), 4),
-        }
-
-    def drawn(self, model, steps, method=None, grid=None):
-        items = model.sample(self.n, seed=1, steps=steps, method=method, grid=grid)
-        return self.of(self.features(self.codec.encode(items)))
-
-
 def rows_of(name, model, ways, told, judge):
-    """Fill in what is missing of a model's rows."""
+    """Fill in what is missing of a model's rows; a way is steps, sampler and grid."""
     weights = model.fingerprint()
     rows = told["rows"].get(name, {})
     if rows.get("weights") != weights:
         rows = {"weights": weights}
     told["rows"][name] = rows
     for way, how in ways.items():
-        if way not in rows:
+        stops = list(model.tuned[how["steps"]].stops) if way.startswith("tuned") else None
+        if way not in rows or rows[way].get("stops") != stops:
             begin = time.monotonic()
-            rows[way] = judge.drawn(model, *how) | {"seconds": round(time.monotonic() - begin)}
+            found = judge.of(judge.drawn(model, told["n"], **how), interval=True)
+            rows[way] = found | {"seconds": round(time.monotonic() - begin)} | ({"stops": stops} if stops else {})
             print(f"{name}, {way}: {rows[way]}", flush=True)
             write(FILE, told)
 
@@ -106,17 +82,17 @@ def main(folder, *students):
     run, n = Run.open(Path(folder)), SAMPLES
     told = {"rows": {}} | read(FILE) | {"n": n, "torch": torch.__version__}
     with tuned(run.config.threads, "cpu"):
-        judge = Judge(run, n)
-        told |= {"features": judge.features.name, "floor": judge.of(judge.known.train[:n])}
+        judge = Judge(run.dataset(), n)
+        told |= {"features": judge.features.name, "floor": judge.of(judge.known.train[:n], interval=True)}
         model, _ = run.load()
-        ways = {f"tuned {calls}": (calls, "tuned", "tuned") for calls in sorted(model.tuned)}
-        ways |= {f"untuned {calls}": (calls, SAMPLER, GRID) for calls in (12, 100, 5)}
+        ways = {f"tuned {calls}": {"steps": calls, "method": "tuned"} for calls in sorted(model.tuned)}
+        ways |= {f"untuned {calls}": {"steps": calls, "method": SAMPLER, "grid": GRID} for calls in (12, 100, 5)}
         rows_of("teacher", model, ways, told, judge)
         for student in students:
             pupil, _ = Run.open(Path(student)).load()
             calls = len(pupil.stops) - 1
             told |= {"latency": latency(pupil)} if calls == 1 else {}
-            rows_of(f"student for {calls}", pupil, {f"student {calls}": (calls,)}, told, judge)
+            rows_of(f"student for {calls}", pupil, {f"student {calls}": {"steps": calls}}, told, judge)
     best = told["rows"]["teacher"]["untuned 100"]
     for rows in told["rows"].values():
         for row in rows.values():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from interleave import median, race, read, timers, write
+from judge import Judge
 from sfumato.flowmap import METHODS
 
 from sfumato.engine.checkpoint import write_weights
@@ -21,12 +22,8 @@ from sfumato.engine.choices import Choices
 from sfumato.engine.config import Student
 from sfumato.engine.distill import Wanted, config_of
 from sfumato.engine.machine import tuned
-from sfumato.engine.reference import reference
 from sfumato.engine.run import Run
 from sfumato.engine.trainer import Trainer
-from sfumato.metrics.features import features_of
-from sfumato.metrics.frechet import frechet
-from sfumato.metrics.neighbours import manifolds
 
 FILE, N = "students.json", 2_000
 CASES = [(method, calls) for method in METHODS for calls in (1, 2)]
@@ -37,8 +34,7 @@ class Bench:
         self.run = Run.open(folder)
         self.model, _ = self.run.load()
         self.data = self.run.dataset()
-        self.features, _ = features_of(None, self.data.codec.dims)
-        self.known = reference(self.data, self.data.test, self.features)
+        self.judge = Judge(self.data)
 
     def trainer(self, place, method, calls, steps, seed):
         wanted = Wanted(calls=calls, method=method, steps=steps, seed=seed)
@@ -50,10 +46,7 @@ class Bench:
         return Trainer(student, self.data)
 
     def judged(self, model):
-        states = torch.cat(list(model.eval().states(N, seed=1)))
-        rows = self.features(model.codec.encode(model.codec.decode(states)))
-        recall = float(manifolds(rows, self.known.held_out[:N]).recall.mean())
-        return {"frechet": round(frechet(rows, self.known.held_out), 4), "recall": round(recall, 4)}
+        return self.judge.of(self.judge.drawn(model, N))
 
 
 def main(folder, seconds=150.0, seeds=1):

@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from interleave import RESULTS, median, race, read, timers, write
+from judge import MEASURES, Judge
 from torch import nn
 
 from peers import CASES, Diffusers, Lucidrains
@@ -34,12 +35,9 @@ from sfumato.dist import stream
 from sfumato.engine.average import PowerAverage
 from sfumato.engine.choices import Asked, Choices, configure
 from sfumato.engine.machine import tuned
-from sfumato.engine.reference import reference
 from sfumato.engine.run import Run
 from sfumato.engine.trainer import Trainer
-from sfumato.metrics.features import features_of
 from sfumato.metrics.frechet import frechet
-from sfumato.metrics.neighbours import manifolds
 from sfumato.process import Gaussian
 from sfumato.rows import ROWS, Estimate
 from sfumato.sampler import sampler, trajectory
@@ -48,8 +46,7 @@ from sfumato.schedule import Table
 FILE = "time_to_quality.json"
 DATA = load("fashion-mnist")
 STATES = DATA.codec.encode(DATA.items[:])
-FEATURES, _ = features_of(None, DATA.codec.dims)
-REAL = reference(DATA, DATA.test, FEATURES)
+JUDGE = Judge(DATA)
 N, BATCH = 2_000, 100
 MINUTES = (1, 3, 10)
 SEARCH, SEARCHED_N = 2.0, 1_000
@@ -207,17 +204,6 @@ def contestant(name, seed, steps, told):
     return peer
 
 
-def judged(pictures):
-    """Frechet distance, recall and coverage against the held-out part; pictures have as many levels as the data."""
-    rows = FEATURES(DATA.codec.encode(DATA.codec.decode(pictures)))
-    found = manifolds(rows, REAL.held_out)
-    return {
-        "frechet": round(frechet(rows, REAL.held_out), 4),
-        "recall": round(float(found.recall.mean()), 4),
-        "coverage": round(float(found.coverage.mean()), 4),
-    }
-
-
 def step_times():
     """Seconds a step of everyone, in turns in one process."""
     makers = {"sfumato": lambda: Ours(0, 10**6), "DCGAN": lambda: DCGAN(0, 1)}
@@ -243,7 +229,7 @@ def search(library, told):
         found = {}
         for horizon in HORIZONS:
             peer.horizon = horizon
-            found[str(horizon)] = round(frechet(FEATURES(peer.draw(SEARCHED_N, 0)), REAL.train), 4)
+            found[str(horizon)] = round(frechet(JUDGE.rows(peer.draw(SEARCHED_N, 0)), JUDGE.known.train), 4)
         rows["rows"].append(recipe | {"steps": steps, "frechet to train": found})
         print(library, rows["rows"][-1], flush=True)
         write(FILE, told)
@@ -275,7 +261,10 @@ def fill(name, seed, told):
             one.step(k)
             if k + 1 in due:
                 took = time.monotonic() - begin
-                rows[str(due[k + 1])] = judged(one.draw(N, seed)) | {"steps": k + 1, "seconds": round(took)}
+                rows[str(due[k + 1])] = JUDGE.of(JUDGE.rows(one.draw(N, seed))) | {
+                    "steps": k + 1,
+                    "seconds": round(took),
+                }
                 begin = time.monotonic() - took
                 print(f"{name}, seed {seed}, {due[k + 1]} min: {rows[str(due[k + 1])]}", flush=True)
                 write(FILE, told)
@@ -285,7 +274,7 @@ def curves():
     """Draw every measure against minutes, a line through the medians and a mark for each seed."""
     told = read(FILE)
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
-    for axis, measure in zip(axes, ("frechet", "recall", "coverage"), strict=True):
+    for axis, measure in zip(axes, MEASURES, strict=True):
         for colour, (name, seeds) in zip(plt.cm.tab10.colors, told["rows"].items(), strict=False):
             at = sorted({float(m) for rows in seeds.values() for m in rows})
             values = [[rows[f"{m:g}"][measure] for rows in seeds.values() if f"{m:g}" in rows] for m in at]
@@ -306,7 +295,7 @@ def curves():
 
 def main(seeds, names):
     told = {"n": N, "torch": torch.__version__, "step seconds": {}, "search": {}, "rows": {}} | read(FILE)
-    told["floor"] = judged(STATES[REAL.train_index[:N]])
+    told["floor"] = JUDGE.of(JUDGE.known.train[:N])
     with tuned(torch.get_num_threads(), "cpu"):
         told["step seconds"] = told["step seconds"] or step_times()
         write(FILE, told)

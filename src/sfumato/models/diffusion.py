@@ -58,7 +58,7 @@ class Spec:
         dequantise: train on data of finitely many levels spread evenly over the levels' bins.
         gives: what the estimate stands for, a key of ``sfumato.denoise.GIVES``.
         sampler: that draws from it unless another is asked for.
-        stops: times of its usual way back, from 1 to 0; () for the usual grid and number of steps.
+        stops: times of its usual way back, which fall to 0; () for the usual grid and number of steps.
         precision: "fp32" or "bf16" inside the network.
     """
 
@@ -139,7 +139,7 @@ class Diffusion(nn.Module):
         codec: between the user's items and states.
         classes: names of the classes; () if the denoiser takes no labels.
         sampler: that draws from it unless another is asked for.
-        stops: times of its usual way back, from 1 to 0; () for the usual grid and number of steps.
+        stops: times of its usual way back, which fall to 0; () for the usual grid and number of steps.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class Tuned(Sampler):
     """Equation (1): one network call a step, for the stops that it was learned on alone.
 
     Attributes:
-        stops: (n + 1) falling times, from 1 to 0.
+        stops: (n + 1) times that fall to 0.
         heard: (n) times h_k.
         keep: (n) factors of the state.
         weights: (n) rows of factors of the estimates, newest first.
