@@ -9,7 +9,6 @@ calls, stand beside it.
 
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,12 +16,12 @@ from interleave import median, race, read, timers, write
 from judge import Judge
 from sfumato.flowmap import METHODS
 
-from sfumato.engine.checkpoint import write_weights
 from sfumato.engine.choices import Choices
 from sfumato.engine.config import Student
 from sfumato.engine.distill import Wanted, config_of
 from sfumato.engine.machine import tuned
 from sfumato.engine.run import Run
+from sfumato.engine.sequel import create
 from sfumato.engine.trainer import Trainer
 
 FILE, N = "students.json", 2_000
@@ -39,11 +38,8 @@ class Bench:
     def trainer(self, place, method, calls, steps, seed):
         wanted = Wanted(calls=calls, method=method, steps=steps, seed=seed)
         config = config_of(self.run.config, method, wanted, Choices())
-        weights = self.model.fingerprint()
-        config = replace(config, student=Student(method, calls, self.run.folder.name, weights))
-        student = Run.create(Path(place) / f"{method}-{calls}", config, self.data)
-        write_weights(student.teacher, self.model.state_dict(), {"weights": weights})
-        return Trainer(student, self.data)
+        taught = Student(method, calls, self.run.folder.name)
+        return Trainer(create(Path(place) / f"{method}-{calls}", config, self.data, self.model, taught), self.data)
 
     def judged(self, model):
         return self.judge.of(self.judge.drawn(model, N))

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from sfumato.denoise import GIVES
 from sfumato.engine.begin import RUNS, train_run
-from sfumato.engine.checkpoint import write_weights
-from sfumato.engine.choices import Choices, device_of, length
+from sfumato.engine.choices import Choices, device_of
 from sfumato.engine.config import Config, Student
 from sfumato.engine.distributed import joined
 from sfumato.engine.optimizer import Rule
 from sfumato.engine.progress import Watch, watch
 from sfumato.engine.run import Run
+from sfumato.engine.sequel import Sequel, Usual, create
 from sfumato.errors import UserError, choose
 from sfumato.models.diffusion import Spec
 from sfumato.schedule import SCHEDULES
@@ -21,24 +21,15 @@ from sfumato.teaching import METHODS, Method
 
 __all__ = ["Wanted", "config_of", "distill"]
 
-TIME = "10m"
-BATCH = 64
-LR = 1e-3
+USUAL = Usual(time=("10m", "enough to come near a small teacher"), lr=(1e-3, "a student begins near its end"))
 
 
-@dataclass(frozen=True)
-class Wanted:
+@dataclass(frozen=True, kw_only=True)
+class Wanted(Sequel):
     """The arguments of ``sfumato.verbs.distill``, with its defaults; None where the choice is ours."""
 
     calls: int = 1
     method: str | None = None
-    time: str | None = None
-    steps: int | None = None
-    seed: int = 0
-    batch: int | None = None
-    lr: float | None = None
-    device: str | None = None
-    save_every: float = 30.0
 
 
 def distill(folder: Path, wanted: Wanted, out: Path | None) -> Path:
@@ -80,12 +71,10 @@ def _prepare(run: Run, student: Path, wanted: Wanted, show: Watch) -> None:
     dataset, choices = run.dataset(), Choices()
     method = choices.take("method", wanted.method, "matching", "the best found after minutes, for one call and for two")
     config = config_of(run.config, method, wanted, choices)
-    weights = teacher.fingerprint()
-    config = replace(config, student=Student(method, wanted.calls, run.folder.name, weights))
     show.say(f"{run.folder} teaches {student}: {GIVES[config.model.gives]}, from {wanted.calls} calls on")
     for line in choices.lines:
         show.say(line)
-    write_weights(Run.create(student, config, dataset).teacher, teacher.state_dict(), {"weights": weights})
+    create(student, config, dataset, teacher, Student(method, wanted.calls, run.folder.name))
 
 
 def config_of(teacher: Config, method: str, wanted: Wanted, choices: Choices) -> Config:
@@ -97,23 +86,11 @@ def config_of(teacher: Config, method: str, wanted: Wanted, choices: Choices) ->
         wanted: what was asked for.
         choices: collects what is chosen.
     """
-    device = choices.take("device", wanted.device, *device_of(wanted.device))
-    steps, seconds = length(wanted.time, wanted.steps, TIME, "enough to come near a small teacher", choices)
     rule: Rule = "adamw" if teacher.model.network == "mlp" else "muon"
     return replace(
-        teacher,
+        wanted.config(teacher, USUAL, choices),
         model=_model(teacher.model, METHODS[method](wanted.calls), wanted.calls, choices),
-        seed=wanted.seed,
-        batch=choices.take("batch", wanted.batch, BATCH, "as judged"),
-        parts=1,
-        lr=choices.take("lr", wanted.lr, LR, "a student begins near its end"),
         optimizer=choices.take("optimizer", None, rule, "as for its teacher's kind of network"),
-        steps=steps,
-        seconds=seconds,
-        save_every=wanted.save_every,
-        device=device,
-        shard=False,
-        compile=False,
     )
 
 

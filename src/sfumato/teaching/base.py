@@ -29,7 +29,6 @@ from sfumato.weighting import weight
 __all__ = ["Method", "Task", "beginning", "error_of", "jumps", "noisy", "own_weight", "same_dropout", "time_of"]
 
 R_LEAST = 1e-4
-MIDDLE = 1.6  # noise, in units of the data's, at which a student of several calls stops last
 
 
 class Task(NamedTuple):
@@ -91,18 +90,18 @@ class Method(ABC):
         return jumps(schedule, calls, sigma_data)
 
 
-def jumps(schedule: Schedule, calls: int, sigma_data: float, first: float = math.inf) -> Tensor:
+def jumps(schedule: Schedule, calls: int, sigma_data: float, first: float = math.inf, middle: float = 1.6) -> Tensor:
     """Return times evenly spaced in log noise, and 0: (calls + 1,).
 
     Args:
         schedule: of the process.
         calls: steps.
         sigma_data: the data's standard deviation, the unit of noise here.
-        first: noise where the way starts; by default that of t = 1, or R_MAX if that is more. The last stop before 0
-            has MIDDLE, if there are several.
+        first: noise where the way starts; by default that of t = 1, or R_MAX if that is more.
+        middle: noise of the last stop before 0, if there are several.
     """
     highest = min(math.exp(-float(schedule.logsnr(1.0)) / 2), R_MAX, first * sigma_data)
-    noise = torch.logspace(math.log10(highest), math.log10(MIDDLE * sigma_data), calls, dtype=torch.float64)
+    noise = torch.logspace(math.log10(highest), math.log10(middle * sigma_data), calls, dtype=torch.float64)
     stops = schedule.time(-2 * noise.log()).clamp(max=1.0)
     return torch.cat([stops, stops.new_zeros(1)])
 

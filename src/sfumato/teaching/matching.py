@@ -31,9 +31,8 @@ from sfumato.teaching.base import Method, Task, jumps, noisy
 
 __all__ = ["Matching"]
 
-START = (
-    5.0  # noise, in units of the data's, that a student takes for pure: what the teacher makes of it is no mere mean
-)
+START = 5.0  # noise, in units of the data's, that counts as pure: what the teacher makes of it is no mere mean
+MIDDLE = 1.0  # noise at the last stop before 0, if there are several
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Matching(Method):
     a: float = 1.0
     gives = "end"
     critic = True
-    pace = 0.5  # a critic that cannot follow lets the student fall apart
+    pace = 0.3  # a critic that cannot follow lets the student fall apart
 
     def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
         x_0, cond, rng, t, _, critic = task
@@ -64,7 +63,7 @@ class Matching(Method):
         return matching + critic.loss(x.detach(), cond, rng, t)
 
     def stops(self, schedule: Schedule, calls: int, sigma_data: float) -> Tensor:
-        return jumps(schedule, calls, sigma_data, START)
+        return jumps(schedule, calls, sigma_data, START, MIDDLE)
 
     def _drawn(self, student: Denoiser, like: Tensor, cond: Tensor | None, rng: torch.Generator) -> Tensor:
         """Return x_0_hat of one of the student's steps, chosen at random, of the shape of ``like``."""

@@ -1,0 +1,78 @@
+"""A run that begins with the weights of another: what it may be asked, its config, and its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from sfumato.data import Dataset
+from sfumato.engine.checkpoint import write_weights
+from sfumato.engine.choices import Choices, device_of, length
+from sfumato.engine.config import Config, Student
+from sfumato.engine.run import Run
+from sfumato.models.diffusion import Diffusion
+
+__all__ = ["Sequel", "Usual", "create"]
+
+BATCH = 64
+
+
+class Usual(NamedTuple):
+    """What a kind of sequel does where nothing else is asked, each with its reason."""
+
+    time: tuple[str, str]
+    lr: tuple[float, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequel:
+    """The arguments that all sequels share, with their defaults; None where the choice is ours."""
+
+    time: str | None = None
+    steps: int | None = None
+    seed: int = 0
+    batch: int | None = None
+    lr: float | None = None
+    device: str | None = None
+    save_every: float = 30.0
+
+    def config(self, base: Config, usual: Usual, choices: Choices) -> Config:
+        """Return the config of the run before with what was asked and what is usual.
+
+        Args:
+            base: of that run.
+            usual: of this kind of sequel.
+            choices: collects what is chosen.
+        """
+        device = choices.take("device", self.device, *device_of(self.device))
+        steps, seconds = length(self.time, self.steps, *usual.time, choices)
+        return replace(
+            base,
+            seed=self.seed,
+            batch=choices.take("batch", self.batch, BATCH, "as judged"),
+            parts=1,
+            lr=choices.take("lr", self.lr, *usual.lr),
+            steps=steps,
+            seconds=seconds,
+            save_every=self.save_every,
+            device=device,
+            shard=False,
+            compile=False,
+        )
+
+
+def create(folder: Path, config: Config, dataset: Dataset, before: Diffusion, student: Student) -> Run:
+    """Make the folder of a sequel, with the weights before in it.
+
+    Args:
+        folder: that is made.
+        config: of the sequel.
+        dataset: of the run before.
+        before: its averaged model.
+        student: what the sequel is taught; the fingerprint of the weights is filled in here.
+    """
+    weights = before.fingerprint()
+    run = Run.create(folder, replace(config, student=replace(student, weights=weights)), dataset)
+    write_weights(run.teacher, before.state_dict(), {"weights": weights})
+    return run
