@@ -1,7 +1,6 @@
 """A learned way back: it begins as the sampler it starts from, comes nearer to the end of many steps, and is kept."""
 
 import json
-import math
 
 import pytest
 import torch
@@ -21,19 +20,16 @@ from sfumato.schedule import VP, Cosine, Flow
 @pytest.mark.parametrize("calls", [2, 3, 6])
 def test_a_table_begins_as_the_sampler_it_starts_from(schedule, calls):
     model, x = Exact(mixture(), Gaussian(schedule)), torch.randn(6, 2, generator=stream(0), dtype=torch.float64)
-    table = Table(schedule, calls, first=10.0)
-    stops = table.frozen().stops
-    assert schedule.logsnr(stops[0]) == pytest.approx(-2 * math.log(10))
-    start = x * schedule.at(stops[0]).sigma / schedule.at(1.0).sigma
-    expected = generate(model, Adams(3, 1), start, stops)
+    table = Table(schedule, calls, first=1e9)
+    expected = generate(model, Adams(3, 1), x, "logsnr", calls)
     torch.testing.assert_close(table(model, x).detach(), expected, rtol=0, atol=1e-9)
     tuned = table.frozen()
-    torch.testing.assert_close(generate(model, tuned, start, tuned.stops), table(model, x).detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(generate(model, tuned, x, tuned.stops), table(model, x).detach(), rtol=0, atol=1e-12)
 
 
 def test_learning_comes_nearer_to_the_exact_end():
     """Of an exact mixture, by gradient through the way: the error of unseen noise falls to less than half."""
-    model, table = Exact(mixture(), Gaussian(Cosine())), Table(Cosine(), 5, first=10.0)
+    model, table = Exact(mixture(), Gaussian(Cosine())), Table(Cosine(), 5, first=20.0)
     noise = torch.randn(256, 2, generator=stream(1), dtype=torch.float64)
     ends = generate(model, Adams(3, 1), noise, "logsnr", 400)
 
@@ -117,6 +113,6 @@ def test_a_damaged_table_is_refused(change):
 
 
 def test_a_tuned_sampler_goes_its_own_way_only():
-    tuned = Table(Cosine(), 3, first=10.0).frozen()
+    tuned = Table(Cosine(), 3, first=20.0).frozen()
     with pytest.raises(UserError, match="its own 3 steps: leave --grid out"):
         generate(Exact(mixture(), Gaussian(Cosine())), tuned, torch.zeros(1, 2, dtype=torch.float64), "logsnr", 3)

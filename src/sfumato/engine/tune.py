@@ -2,12 +2,12 @@
 
 (1)  minimise the mean distance |x(z; table) - x*(z)| / sqrt(d) over noise z,  x* the end of many steps from the same z
 
-The table (sampler/tuned.py) starts as DPM-Solver++ 3M on a grid that is even in logsnr, as the usual one, but from less
-noise: at t = 1 an estimate is hardly more than the data's mean, too little for one of few calls. The stops move, the
-first too, with the weights that belong to them, which are the integrals of sampler/weights.py; what is learned of the
-weights is a correction. A few dozen numbers and a few hundred paths of the teacher are enough (Tong et al. 2405.15506;
-Zhou et al. 2502.17423). The model's own weights stay as they are. Kept in the run as samplers.json, for these weights
-alone.
+The table (sampler/tuned.py) starts as DPM-Solver++ 3M on the usual grid. Its stops move with the weights that belong to
+them, which are the integrals of sampler/weights.py; what is learned of the weights is a correction. At t = 1 the
+network hears less noise than there is, and learns how much: an estimate in pure noise is hardly more than the data's
+mean, too little for one of few calls. A few dozen numbers and a few hundred paths of the teacher are enough (Tong et
+al. 2405.15506; Zhou et al. 2502.17423). The model's own weights stay as they are. Kept in the run as samplers.json, for
+these weights alone.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ START = Adams(3, 1)  # the usual sampler; steps look back at as many estimates
 MANY = 48  # steps of the way whose end is the aim
 BATCH = 32
 HELD_OUT = 64
-FIRST = 10.0  # noise at the first stop, in units of the data's, before it is learned
+FIRST = 20.0  # noise that the network hears at t = 1, in units of the data's, before it is learned
 LR = 0.02
 PATHS = 0  # what a stream is for
 
@@ -56,27 +56,28 @@ class Table(nn.Module):
     Args:
         schedule: of the process.
         calls: steps, at least 2.
-        first: noise at the first stop, to begin with.
+        first: noise that the network hears at t = 1, to begin with; no more than there is.
     """
 
     def __init__(self, schedule: Schedule, calls: int, first: float) -> None:
         super().__init__()
         self.schedule, self.calls = schedule, calls
-        last = float(schedule.logsnr(logsnr(calls, schedule)[-2])) / 2
-        levels = torch.linspace(-math.log(first), last, calls, dtype=torch.float64)
-        self.levels = nn.Parameter(levels)  # lambda of the stops before 0
-        self.shift = nn.Parameter(torch.zeros_like(levels))  # of what the network hears there
+        inner = logsnr(calls, schedule)[1:-1]
+        self.levels = nn.Parameter(schedule.logsnr(inner) / 2)  # lambda of the stops between
+        self.shift = nn.Parameter(torch.zeros_like(self.levels))  # of what the network hears there
+        self.first = nn.Parameter(torch.tensor(-math.log(first), dtype=torch.float64))  # lambda that it hears at t = 1
         rows = [torch.zeros(min(k + 1, START.points), dtype=torch.float64) for k in range(calls)]
         self.more = nn.ParameterList(rows)
 
     def stops(self) -> list[Instant]:
-        """Return where the way stops, the end included."""
-        times = self.schedule.time(2 * self.levels).clamp(max=1.0)
-        return [*(self.schedule.at(t) for t in times.unbind()), self.schedule.at(0.0)]
+        """Return where the way stops, from 1 to 0."""
+        times = self.schedule.time(2 * self.levels)
+        return [self.schedule.at(1.0), *(self.schedule.at(t) for t in times.unbind()), self.schedule.at(0.0)]
 
     def heard(self) -> list[Instant]:
         """Return the time that the network hears at each stop but the last."""
-        times = self.schedule.time(2 * (self.levels + self.shift)).clamp(max=1.0)
+        levels = torch.cat([self.first[None], self.levels + self.shift])
+        times = self.schedule.time(2 * levels).clamp(max=1.0)
         return [self.schedule.at(t) for t in times.unbind()]
 
     def rows(self) -> Iterator[tuple[Any, list[Any]]]:
@@ -85,7 +86,7 @@ class Table(nn.Module):
         nodes: list[Any] = []  # lambdas of the estimates so far
         for k, (now, then) in enumerate(pairwise(stops)):
             keep = then.sigma / now.sigma
-            if k + 1 < self.calls:
+            if k + 1 < self.calls and (k > 0 or math.isfinite(now.logsnr)):
                 nodes = [lam(now), *nodes][: START.points]
                 weights = list(START.weights(nodes, now, then))
             else:
@@ -100,9 +101,8 @@ class Table(nn.Module):
             yield keep, [w + more for w, more in zip_longest(weights, self.more[k], fillvalue=0.0)]
 
     def forward(self, model: Given, x: Tensor) -> Tensor:
-        """Return the end of the way from noise x (B, ...) of t = 1."""
+        """Return the end of the way from noise x (B, ...)."""
         past: list[Tensor] = []
-        x = _times(self.stops()[0].sigma / self.schedule.at(1.0).sigma, x)
         for heard, (keep, weights) in zip(self.heard(), self.rows(), strict=True):
             past = [model(x, heard).x0, *past][: START.points]
             x = _times(keep, x)
