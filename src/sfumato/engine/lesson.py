@@ -121,7 +121,8 @@ class Objective(nn.Module):
     def paces(self) -> dict[nn.Module, float]:
         """Return what learns, each with its share of the learning rate."""
         pace = 1.0 if self.lesson is None else self.lesson.method.pace
-        return {self.denoiser: pace} | ({} if self.critic is None else {self.critic: 1.0})
+        student: dict[nn.Module, float] = {self.denoiser: pace}
+        return student if self.critic is None else student | {self.critic: 1.0}
 
     def forward(self, x_0: Tensor, cond: Tensor | None, rng: torch.Generator, t: Tensor) -> Tensor:
         """Return the loss of each example, (B,); arguments as for ``Denoiser.loss``."""

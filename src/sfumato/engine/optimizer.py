@@ -41,7 +41,8 @@ class Optimizer:
     """
 
     def __init__(self, rule: Rule, paces: Mapping[nn.Module, float]) -> None:
-        chosen, groups = {}, []
+        chosen: dict[Tensor, float] = {}
+        groups = []
         for module, pace in paces.items():
             mine = hidden_matrices(module) if rule == "muon" else []
             chosen |= dict.fromkeys(mine, pace)

@@ -260,7 +260,7 @@ def polish(
 
 
 def tune_sampler(
-    run: Folder, *, calls: int = 5, paths: int = 256, rounds: int = 120, seed: int = 0, device: str | None = None
+    run: Folder, *, calls: int = 5, paths: int = 256, rounds: int = 240, seed: int = 0, device: str | None = None
 ) -> Tuning:
     """Learn a way back of few network calls for a trained run, without training its network.
 
