@@ -58,7 +58,7 @@ class Matching(Method):
         x_t = noisy(x, randn_like(x, rng), now)
         real, fake = teacher(x_t, now, cond).x0, _still(critic, x_t, now, cond)
         far, off = real - fake, real - x
-        w = 1 / off.detach().abs().flatten(1).mean(1)
+        w = 1 / off.detach().abs().flatten(1).mean(1).clamp(min=1e-4)
         matching = w * (far * (off - self.a * far)).flatten(1).mean(1)
         return matching + critic.loss(x.detach(), cond, rng, t)
 
