@@ -5,8 +5,9 @@ one, a DCGAN, and ours, on Fashion-MNIST without classes.
     python bench/time_to_quality.py curves                 draws results/time_to_quality.png from it
 
 Time is steps: each contestant does as many as fit into the minutes by the step times of one interleaved measurement,
-which the JSON keeps, so a disturbed minute costs nobody, and what was stopped goes on. All that diffuse are sampled by
-our default sampler in 12 calls. Networks of the peers do the work of diffusers' at 28x28 (`CASES` of peers.py).
+which the JSON keeps, so a disturbed minute costs nobody, what was stopped goes on, and several processes may share the
+work, each with other names. All that diffuse are sampled by our default sampler in 12 calls. Networks of the peers do
+the work of diffusers' at 28x28 (`CASES` of peers.py).
 
 A searched recipe is the best of 2-minute runs by distance to *training* pictures: learning rate (3e-4, 1e-3, 3e-3),
 batch (32, 128) and horizon of the average (0.05, 0.1), all with a warm-up of 100 steps and a cosine to the end.
@@ -17,7 +18,6 @@ import itertools
 import math
 import statistics
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -217,11 +217,20 @@ def step_times():
     return {name: round(median(rounds, name) / 4, 5) for name in made}
 
 
+def keep(value, *path):
+    """Write one value into the JSON, beside those that other processes have written meanwhile."""
+    told = within = read(FILE)
+    for key in path[:-1]:
+        within = within.setdefault(key, {})
+    within[path[-1]] = value
+    write(FILE, told)
+
+
 def search(library, told):
     """Fill in what short runs of every recipe reach, and the best."""
-    rows = told["search"].setdefault(library, {"rows": []})
+    rows = told["search"].get(library, {}).get("rows", [])
     kind, row = PEERS[library]
-    for recipe in RECIPES[len(rows["rows"]) :]:
+    for recipe in RECIPES[len(rows) :]:
         steps = round(60 * SEARCH / told["step seconds"][f"{library}, {recipe['batch']}"])
         peer = Peer(kind, row, recipe["batch"], steps, 0, recipe["lr"])
         for k in range(steps):
@@ -230,15 +239,16 @@ def search(library, told):
         for horizon in HORIZONS:
             peer.horizon = horizon
             found[str(horizon)] = round(frechet(JUDGE.rows(peer.draw(SEARCHED_N, 0)), JUDGE.known.train), 4)
-        rows["rows"].append(recipe | {"steps": steps, "frechet to train": found})
-        print(library, rows["rows"][-1], flush=True)
-        write(FILE, told)
+        rows = [*rows, recipe | {"steps": steps, "frechet to train": found}]
+        print(library, rows[-1], flush=True)
+        keep(rows, "search", library, "rows")
     distance, best = min(
-        ((d, r | {"horizon": float(h)}) for r in rows["rows"] for h, d in r["frechet to train"].items()),
+        ((d, r | {"horizon": float(h)}) for r in rows for h, d in r["frechet to train"].items()),
         key=lambda each: each[0],
     )
-    rows["best"] = {key: best[key] for key in ("lr", "batch", "horizon")} | {"frechet to train": distance}
-    write(FILE, told)
+    best = {key: best[key] for key in ("lr", "batch", "horizon")} | {"frechet to train": distance}
+    told["search"][library] = {"rows": rows, "best": best}
+    keep(best, "search", library, "best")
 
 
 def seconds_a_step(name, told):
@@ -249,25 +259,19 @@ def seconds_a_step(name, told):
 
 def fill(name, seed, told):
     """Train a contestant with one seed, and judge it at every time that is not told yet."""
-    rows = told["rows"].setdefault(name, {}).setdefault(str(seed), {})
-    missing = [m for m in MINUTES if str(m) not in rows]
+    missing = [m for m in MINUTES if str(m) not in told["rows"].get(name, {}).get(str(seed), {})]
     runs = [[m] for m in missing] if name == "sfumato" else [missing] * bool(missing)
     for run in runs:
         each = seconds_a_step(name, told)
         last = round(60 * run[-1] / each)
-        one, begin = contestant(name, seed, last, told), time.monotonic()
+        one = contestant(name, seed, last, told)
         due = {round(60 * m / each): m for m in run}
         for k in range(last):
             one.step(k)
             if k + 1 in due:
-                took = time.monotonic() - begin
-                rows[str(due[k + 1])] = JUDGE.of(JUDGE.rows(one.draw(N, seed))) | {
-                    "steps": k + 1,
-                    "seconds": round(took),
-                }
-                begin = time.monotonic() - took
-                print(f"{name}, seed {seed}, {due[k + 1]} min: {rows[str(due[k + 1])]}", flush=True)
-                write(FILE, told)
+                found = JUDGE.of(JUDGE.rows(one.draw(N, seed))) | {"steps": k + 1}
+                keep(found, "rows", name, str(seed), str(due[k + 1]))
+                print(f"{name}, seed {seed}, {due[k + 1]} min: {found}", flush=True)
 
 
 def curves():
@@ -294,16 +298,16 @@ def curves():
 
 
 def main(seeds, names):
-    told = {"n": N, "torch": torch.__version__, "step seconds": {}, "search": {}, "rows": {}} | read(FILE)
-    told["floor"] = JUDGE.of(JUDGE.known.train[:N])
+    told = {"n": N, "torch": torch.__version__, "search": {}, "rows": {}} | read(FILE)
     with tuned(torch.get_num_threads(), "cpu"):
-        told["step seconds"] = told["step seconds"] or step_times()
-        write(FILE, told)
+        if "step seconds" not in told:
+            told |= {"floor": JUDGE.of(JUDGE.known.train[:N]), "step seconds": step_times()}
+            write(FILE, told)
         peers = [f"{library}, {recipe}" for recipe in ("searched", "default") for library in PEERS]
         for library in PEERS:
             if not names or f"{library}, searched" in names:
                 search(library, told)
-        for seed in range(seeds):
+        for seed in seeds:
             for name in names or ["sfumato", "DCGAN", *peers]:
                 fill(name, seed, told)
 
@@ -312,4 +316,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["curves"]:
         curves()
     else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 3, sys.argv[2:])
+        main(range(int(sys.argv[1]) if len(sys.argv) > 1 else 3), sys.argv[2:])

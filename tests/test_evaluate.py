@@ -32,7 +32,7 @@ def test_a_report_says_all_that_it_takes_to_read_it(run):
         "recognised as asked", "frechet", "kernel", "precision", "recall", "density", "coverage",
         "median distance to nearest train", "near copies",
     ]  # fmt: skip
-    assert (found.n, found.seed, found.steps, found.sampler, found.grid) == (100, 0, 3, "dpm++3m", "logsnr")
+    assert (found.n, found.seed, found.steps, found.sampler, found.grid) == (100, 0, 3, "unipc2", "logsnr")
     for measure in found.measures:
         assert measure.low <= measure.value <= measure.high
     told = json.loads((run / "evaluation.json").read_text())

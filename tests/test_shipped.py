@@ -28,6 +28,13 @@ def test_each_draws_at_once(name, elsewhere):
     assert drawn.flatten(1).std(1).min() > 1  # no picture is empty
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_bfloat16_is_asked_only_of_machines_that_have_it(there, elsewhere, monkeypatch):
+    """A run says bf16; where that is imitated, several times slower, its model computes in float32."""
+    monkeypatch.setattr("sfumato.engine.run.has_bf16", lambda device: there)
+    assert sfumato.load("digits").denoiser.network.precision == ("bf16" if there else "fp32")
+
+
 def test_what_is_there_is_not_written_again(elsewhere):
     name = names()[0]
     sfumato.load(name)

@@ -8,11 +8,12 @@ import torch
 import sfumato
 from commands import fails
 from oracles import Exact, mixture
+from sfumato.defaults import SAMPLER
 from sfumato.dist import stream
 from sfumato.engine.tune import Table
 from sfumato.errors import UserError
 from sfumato.process import Gaussian
-from sfumato.sampler import Adams, Tuned, generate
+from sfumato.sampler import Tuned, generate, sampler
 from sfumato.schedule import VP, Cosine, Flow
 
 
@@ -21,7 +22,7 @@ from sfumato.schedule import VP, Cosine, Flow
 def test_a_table_begins_as_the_sampler_it_starts_from(schedule, calls):
     model, x = Exact(mixture(), Gaussian(schedule)), torch.randn(6, 2, generator=stream(0), dtype=torch.float64)
     table = Table(schedule, calls, first=1e13)
-    expected = generate(model, Adams(3, 1), x, "logsnr", calls)
+    expected = generate(model, sampler(SAMPLER), x, "logsnr", calls)
     torch.testing.assert_close(table(model, x).detach(), expected, rtol=0, atol=1e-9)
     tuned = table.frozen()
     torch.testing.assert_close(generate(model, tuned, x, tuned.stops), table(model, x).detach(), rtol=0, atol=1e-12)
@@ -31,7 +32,7 @@ def test_learning_comes_nearer_to_the_exact_end():
     """Of an exact mixture, by gradient through the way: the error of unseen noise falls to less than half."""
     model, table = Exact(mixture(), Gaussian(Cosine())), Table(Cosine(), 5, first=20.0)
     noise = torch.randn(256, 2, generator=stream(1), dtype=torch.float64)
-    ends = generate(model, Adams(3, 1), noise, "logsnr", 400)
+    ends = generate(model, sampler(SAMPLER), noise, "logsnr", 400)
 
     def error(rows):
         return (table(model, noise[rows]) - ends[rows]).square().mean(1).sqrt().mean()
@@ -57,9 +58,9 @@ def test_what_was_tuned_is_used_for_its_calls_alone(run, capsys):
     assert result.after < result.before
     model = sfumato.load(run)
     assert model.way(4) == (4, "tuned", "tuned")
-    assert model.way() == (12, "dpm++3m", "logsnr")
+    assert model.way() == (12, "unipc2", "logsnr")
     assert model.way(4, "ddim") == (4, "ddim", "logsnr")
-    usual, tuned = model.sample(50, steps=4, method="dpm++3m", grid="logsnr"), model.sample(50, steps=4)
+    usual, tuned = model.sample(50, steps=4, method="unipc2", grid="logsnr"), model.sample(50, steps=4)
     many = model.sample(50, steps=200)
     assert (tuned - many).square().mean() < (usual - many).square().mean()
     with pytest.raises(UserError, match="was tuned for 4 steps, not for 6: sfumato tune-sampler"):
@@ -73,7 +74,7 @@ def test_unseen_paths_keep_their_classes(tmp_path):
     run = sfumato.train("digits", steps=40, size="tiny", classes=True, out=str(tmp_path / "digits"))
     result = sfumato.tune_sampler(run, calls=4, paths=33, rounds=1)
     model = sfumato.load(run)
-    usual, many = (model.codec.encode(model.sample(40, steps=n, method="dpm++3m", grid="logsnr")) for n in (4, 48))
+    usual, many = (torch.cat([*model.states(40, steps=n, method="unipc2", grid="logsnr")]) for n in (4, 48))
     shown = float((usual - many).square().flatten(1).mean(1).sqrt().mean())
     assert result.before == pytest.approx(shown, rel=0.5)
 

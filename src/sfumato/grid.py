@@ -53,28 +53,39 @@ def trailing(n: int, schedule: Schedule, steps: int = 1000) -> Tensor:
     return (torch.linspace(steps, 0, n + 1, dtype=torch.float64)).round() / steps
 
 
-def logsnr(n: int, schedule: Schedule) -> Tensor:
-    """Return stops equally spaced in logsnr; equation (1)."""
-    return _by_noise(n, schedule, torch.log, torch.exp)
+def logsnr(n: int, schedule: Schedule, r_min: float = R_MIN) -> Tensor:
+    """Return stops equally spaced in logsnr; equation (1).
+
+    Args:
+        n: number of steps of the way back.
+        schedule: of the process.
+        r_min: lowest noise level before 0.
+    """
+    return _by_noise(n, schedule, r_min, torch.log, torch.exp)
 
 
-def karras(n: int, schedule: Schedule, rho: float = 7.0) -> Tensor:
+def karras(n: int, schedule: Schedule, rho: float = 7.0, r_min: float = R_MIN) -> Tensor:
     """Return stops equally spaced in r^(1/rho); equation (2).
 
     Args:
         n: number of steps of the way back.
         schedule: of the process.
         rho: 1 for equal spacing in r; the larger, the more stops lie at low noise.
+        r_min: lowest noise level before 0.
     """
-    return _by_noise(n, schedule, lambda r: r ** (1 / rho), lambda u: u**rho)
+    return _by_noise(n, schedule, r_min, lambda r: r ** (1 / rho), lambda u: u**rho)
 
 
 def _by_noise(
-    n: int, schedule: Schedule, warp: Callable[[Tensor], Tensor], unwarp: Callable[[Tensor], Tensor]
+    n: int,
+    schedule: Schedule,
+    r_min: float,
+    warp: Callable[[Tensor], Tensor],
+    unwarp: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Place n stops with ``warp(r)`` equally spaced, then 0."""
     highest = min(math.exp(-schedule.logsnr(1.0).item() / 2), R_MAX)
-    ends = warp(torch.tensor([highest, R_MIN], dtype=torch.float64))
+    ends = warp(torch.tensor([highest, r_min], dtype=torch.float64))
     r = unwarp(ends[0] + (ends[1] - ends[0]) * torch.linspace(0, 1, n, dtype=torch.float64))
     stops = schedule.time(-2 * r.log())
     stops[0] = 1.0

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from sfumato.data import Dataset
 from sfumato.data import load as load_data
-from sfumato.engine.choices import Asked, Choices, configure, device_of
+from sfumato.engine.choices import Asked, Choices, configure
 from sfumato.engine.distributed import Workers, joined, restarted, world
-from sfumato.engine.machine import tuned
+from sfumato.engine.machine import device_of, tuned
 from sfumato.engine.progress import Watch, duration, watch
 from sfumato.engine.run import Run, latest
 from sfumato.engine.session import Session

@@ -11,12 +11,13 @@ import torch
 
 from sfumato.data import Dataset
 from sfumato.engine.config import Config
+from sfumato.engine.machine import device_of, has_bf16
 from sfumato.engine.measure import best_batch
 from sfumato.engine.optimizer import Rule
 from sfumato.errors import UserError, choose
 from sfumato.models.diffusion import Spec
 
-__all__ = ["Asked", "Choices", "configure", "device_of", "length", "seconds_of"]
+__all__ = ["Asked", "Choices", "configure", "length", "seconds_of"]
 
 Size = Literal["tiny", "small", "base"]
 
@@ -227,20 +228,6 @@ def _network(size: str, points: bool) -> dict[str, Any]:
     return {"network": "unet", "widths": unet.widths, "blocks": unet.blocks, "attention": unet.attention}
 
 
-def device_of(asked: str | None) -> tuple[str, str]:
-    """Return the device to compute on, and why.
-
-    Raises:
-        UserError: the device asked for is not there.
-    """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    best = next(name for name, found in there.items() if found)
-    name = best if asked is None else asked
-    if not choose("device", name.split(":")[0], there):
-        raise UserError(f"device '{name}' is not available here; leave --device out to use {best}")
-    return name, "the fastest found"
-
-
 def _samples(asked: Asked, choices: Choices) -> dict[str, Any]:
     """Return what training looks at for good samples."""
     weighting = choices.take(
@@ -275,7 +262,7 @@ def _precision(device: str, points: bool, likelihood: bool) -> tuple[str, str]:
         return "fp32", "the network is too small to gain from less"
     if device == "cuda":
         return "bf16", "twice as fast as fp32 on GPUs that have it"
-    if device == "cpu" and torch.cpu._is_avx512_bf16_supported():
+    if has_bf16(device):
         return "bf16", "this CPU has bfloat16 arithmetic (AVX512-BF16)"
     return "fp32", "no bfloat16 arithmetic found"
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from sfumato.denoise import GIVES
 from sfumato.engine.begin import RUNS, train_run
-from sfumato.engine.choices import Choices, device_of
+from sfumato.engine.choices import Choices
 from sfumato.engine.config import Config, Student
 from sfumato.engine.distributed import joined
+from sfumato.engine.machine import device_of
 from sfumato.engine.optimizer import Rule
 from sfumato.engine.progress import Watch, watch
 from sfumato.engine.run import Run

@@ -15,7 +15,9 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["pages_kept", "threaded", "tuned"]
+from sfumato.errors import UserError, choose
+
+__all__ = ["device_of", "has_bf16", "pages_kept", "threaded", "tuned"]
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h of the GNU C library
 TOP_PAD = 256 * 2**20
@@ -30,6 +32,26 @@ def pages_kept() -> bool:
         mallopt(option, value)
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, TOP_PAD))
     )
+
+
+def device_of(asked: str | None) -> tuple[str, str]:
+    """Return the device to compute on, and why.
+
+    Raises:
+        UserError: the device asked for is not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    best = next(name for name, found in there.items() if found)
+    name = best if asked is None else asked
+    if not choose("device", name.split(":")[0], there):
+        raise UserError(f"device '{name}' is not available here; leave --device out to use {best}")
+    return name, "the fastest found"
+
+
+def has_bf16(device: str | torch.device) -> bool:
+    """Return whether bfloat16 saves time there: what imitates it is several times slower than float32."""
+    kind = torch.device(device).type
+    return kind == "cuda" or (kind == "cpu" and torch.cpu._is_avx512_bf16_supported())
 
 
 @contextmanager

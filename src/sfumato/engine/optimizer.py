@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.engine.distributed import assign
+from sfumato.engine.machine import has_bf16
 
 __all__ = ["Muon", "Optimizer", "Rule", "hidden_matrices"]
 
@@ -119,8 +120,7 @@ def polar(x: Tensor) -> Tensor:
     """Return (n, rows, columns) matrices with singular values between about 0.7 and 1.2, equation (2), float32."""
     a, b, c = POLAR
     wide = x.shape[1] <= x.shape[2]
-    quick = x.is_cuda or (x.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
-    y = (x if wide else x.mT).to(torch.bfloat16 if quick else torch.float32)
+    y = (x if wide else x.mT).to(torch.bfloat16 if has_bf16(x.device) else torch.float32)
     y = y / (y.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(ROUNDS):
         gram = y @ y.mT

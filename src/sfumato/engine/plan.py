@@ -26,11 +26,11 @@ from sfumato.data import load as load_data
 from sfumato.dist import stream
 from sfumato.engine import checkpoint
 from sfumato.engine.checkpoint import KEEP
-from sfumato.engine.choices import Asked, Choices, configure, device_of
+from sfumato.engine.choices import Asked, Choices, configure
 from sfumato.engine.config import Config
 from sfumato.engine.distributed import Workers, joined, world
 from sfumato.engine.gauge import memory
-from sfumato.engine.machine import tuned
+from sfumato.engine.machine import device_of, tuned
 from sfumato.engine.measure import pace
 from sfumato.engine.preview import preview
 from sfumato.engine.progress import duration

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from torch import nn
 
@@ -20,6 +20,7 @@ from sfumato.engine import checkpoint
 from sfumato.engine.average import reconstructed
 from sfumato.engine.config import Config, read_config, write_config
 from sfumato.engine.distributed import assign
+from sfumato.engine.machine import device_of, has_bf16
 from sfumato.engine.shipped import names, unpacked
 from sfumato.errors import UserError
 from sfumato.files import write_atomic
@@ -128,9 +129,14 @@ class Run:
             raise UserError(f"{path}: missing or damaged ({error}); restore it, or train again") from error
         return Run(folder, config, data)
 
-    def build(self) -> Diffusion:
-        """Return the model with fresh weights."""
-        return self.config.model.build(codec_from(self.data["codec"]), self.data["classes"])
+    def build(self, precision: Literal["fp32", "bf16"] | None = None) -> Diffusion:
+        """Return the model with fresh weights.
+
+        Args:
+            precision: inside the network; by default the run's own.
+        """
+        spec = replace(self.config.model, precision=precision or self.config.model.precision)
+        return spec.build(codec_from(self.data["codec"]), self.data["classes"])
 
     def dataset(self) -> Dataset:
         """Load the data the run is trained on, as its config says; see ``sfumato.data.load``.
@@ -156,6 +162,8 @@ class Run:
     def load(self, ema: float | None = None) -> tuple[Diffusion, dict[str, str]]:
         """Return the model with its newest averaged weights, and the notes of the checkpoint.
 
+        What was trained in bfloat16 computes in float32 where that arithmetic is missing.
+
         Args:
             ema: horizon of the average, as a share of the run; by default the run's own.
 
@@ -169,7 +177,7 @@ class Run:
             raise UserError(
                 f"{path}: damaged checkpoint ({reason}); 'sfumato resume {self.folder}' goes on from {found.path.name}"
             )
-        model = self.build()
+        model = self.build(None if has_bf16(device_of(None)[0]) else "fp32")
         restore(model, found.tensors, "ema.", self.checkpoints)
         if ema is not None and ema != self.config.ema:
             own = dict(model.named_parameters())

@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from sfumato.data import Dataset
 from sfumato.engine.checkpoint import write_weights
-from sfumato.engine.choices import Choices, device_of, length
+from sfumato.engine.choices import Choices, length
 from sfumato.engine.config import Config, Student
+from sfumato.engine.machine import device_of
 from sfumato.engine.run import Run
 from sfumato.models.diffusion import Diffusion
 

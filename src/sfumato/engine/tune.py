@@ -2,8 +2,8 @@
 
 (1)  minimise the mean distance |x(z; table) - x*(z)| / sqrt(d) over noise z,  x* the end of many steps from the same z
 
-The table (sampler/tuned.py) starts as DPM-Solver++ 3M on the usual grid. Its stops move with the weights that belong to
-them, which are the integrals of sampler/weights.py; what is learned of the weights is a correction. At t = 1 the
+The table (sampler/tuned.py) starts as the usual sampler on the usual grid. Its stops move with the weights that belong
+to them, which are the integrals of sampler/weights.py; what is learned of the weights is a correction. At t = 1 the
 network hears less noise than there is, and learns how much: an estimate in pure noise is hardly more than the data's
 mean, too little for one of few calls. A few dozen numbers and a few hundred paths of the teacher are enough (Tong et
 al. 2405.15506; Zhou et al. 2502.17423). The model's own weights stay as they are. Kept in the run as samplers.json, for
@@ -35,13 +35,15 @@ from sfumato.errors import UserError
 from sfumato.files import write_atomic
 from sfumato.grid import logsnr
 from sfumato.models.diffusion import Diffusion
-from sfumato.sampler import Adams, Tuned, generate
+from sfumato.sampler import Midpoint, Tuned, generate
+from sfumato.sampler.adams import EVERY
 from sfumato.sampler.weights import lam
 from sfumato.schedule import Instant, Schedule
 
 __all__ = ["Table", "Tuning", "tune"]
 
-START = Adams(3, 1)  # the usual sampler; steps look back at as many estimates
+START = Midpoint(2, EVERY)  # the usual sampler
+WINDOW = 3  # estimates that a step looks at: its own, and those before
 MANY = 48  # steps of the way whose end is the aim
 BATCH = 32
 HELD_OUT = 64
@@ -66,7 +68,7 @@ class Table(nn.Module):
         self.levels = nn.Parameter(schedule.logsnr(inner) / 2)  # lambda of the stops between
         self.shift = nn.Parameter(torch.zeros_like(self.levels))  # of what the network hears there
         self.first = nn.Parameter(torch.tensor(-math.log(first), dtype=torch.float64))  # lambda that it hears at t = 1
-        rows = [torch.zeros(min(k + 1, START.points), dtype=torch.float64) for k in range(calls)]
+        rows = [torch.zeros(min(k + 1, WINDOW), dtype=torch.float64) for k in range(calls)]
         self.more = nn.ParameterList(rows)
 
     def stops(self) -> list[Instant]:
@@ -81,8 +83,12 @@ class Table(nn.Module):
         return [self.schedule.at(t) for t in times.unbind()]
 
     def rows(self) -> Iterator[tuple[Any, list[Any]]]:
-        """Yield keep and the weights of each step, newest estimate first: those of START, and what was learned."""
-        stops, fix = self.stops(), None
+        """Yield keep and the weights of each step, newest estimate first: those of START, and what was learned.
+
+        A step is corrected once the estimate at its end is made: by the next step.
+        """
+        stops = self.stops()
+        fix: list[Any] = []  # weights that the step before lacked, that of the estimate at its end first
         nodes: list[Any] = []  # lambdas of the estimates so far
         for k, (now, then) in enumerate(pairwise(stops)):
             keep = then.sigma / now.sigma
@@ -91,20 +97,18 @@ class Table(nn.Module):
                 weights = list(START.weights(nodes, now, then))
             else:
                 nodes, weights = [], [then.alpha - keep * now.alpha]
-            if fix is not None:  # the first step is corrected by the second's estimate, once that is made
-                newest, first = fix
-                weights = [w + keep * f for w, f in zip_longest(weights, (newest, first), fillvalue=0.0)]
-                fix = None
-            elif nodes and k == 0:
-                newest, first = START.weights([lam(then), *nodes], now, then)
-                fix = newest, first - weights[0]
-            yield keep, [w + more for w, more in zip_longest(weights, self.more[k], fillvalue=0.0)]
+            whole = [w + keep * f for w, f in zip_longest(weights, fix, fillvalue=0.0)]
+            fix = []
+            if nodes and k < START.corrected:
+                newest, *others = START.weights([lam(then), *nodes], now, then)
+                fix = [newest, *(other - w for other, w in zip(others, weights, strict=True))]
+            yield keep, [w + more for w, more in zip_longest(whole, self.more[k], fillvalue=0.0)]
 
     def forward(self, model: Given, x: Tensor) -> Tensor:
         """Return the end of the way from noise x (B, ...)."""
         past: list[Tensor] = []
         for heard, (keep, weights) in zip(self.heard(), self.rows(), strict=True):
-            past = [model(x, heard).x0, *past][: START.points]
+            past = [model(x, heard).x0, *past][:WINDOW]
             x = _times(keep, x)
             for weight, x0 in zip(weights, past, strict=False):
                 x = x + _times(weight, x0)

@@ -63,9 +63,9 @@ def sample(
         UserError: no such run, class, sampler or grid; a format that is not for the data; or ``out`` holds other files.
     """
     from sfumato.engine.bulk import bulk
-    from sfumato.engine.choices import device_of
     from sfumato.engine.formats import format_of
     from sfumato.engine.generate import Wish, drawing, generate
+    from sfumato.engine.machine import device_of
 
     wish = Wish(seed=seed, steps=steps, method=sampler, grid=grid, ema=ema)
     folder = None if out is None else Path(out)

@@ -69,9 +69,9 @@ def evaluate(
         UserError: no such run, data that are gone or have no held-out part, features that are not for them or not
             installed, or fewer samples than features.
     """
-    from sfumato.engine.choices import device_of
     from sfumato.engine.evaluate import evaluate
     from sfumato.engine.generate import Wish
+    from sfumato.engine.machine import device_of
 
     wish = Wish(seed=seed, steps=steps, method=sampler, grid=grid, ema=ema)
     return evaluate(Path(run), data, n, features, wish, device_of(device)[0])
@@ -109,8 +109,8 @@ def likelihood(
     Raises:
         UserError: no such run; data that are gone, of other kind, shape or classes; or ``out`` holds other files.
     """
-    from sfumato.engine.choices import device_of
     from sfumato.engine.likelihood import How, likelihood
+    from sfumato.engine.machine import device_of
     from sfumato.view.extremes import extremes
 
     how = How(n, exact, probes, draws, vlb_calls, tolerance, seed)

@@ -277,7 +277,7 @@ def tune_sampler(
     Raises:
         UserError: no such run, a student's, or numbers that are too small.
     """
-    from sfumato.engine.choices import device_of
+    from sfumato.engine.machine import device_of
     from sfumato.engine.tune import tune
 
     return tune(Path(run), calls, paths, rounds, seed, device_of(device)[0])
