@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from interleave import median, race, read, timers, write
 from judge import Judge
-from sfumato.flowmap import METHODS
 
 from sfumato.engine.choices import Choices
 from sfumato.engine.config import Student
@@ -23,6 +22,7 @@ from sfumato.engine.machine import tuned
 from sfumato.engine.run import Run
 from sfumato.engine.sequel import create
 from sfumato.engine.trainer import Trainer
+from sfumato.teaching import METHODS
 
 FILE, N = "students.json", 2_000
 CASES = [(method, calls) for method in METHODS for calls in (1, 2)]

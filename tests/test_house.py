@@ -220,6 +220,29 @@ def test_files_are_short():
     assert_none([f"{name} has {n} lines, {n - LONGEST} too many" for name, n in lines.items() if n > LONGEST])
 
 
+def absentees(text):
+    """What is imported from sfumato and is not there, with its line: benches are not run by the tests."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sfumato":
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                try:
+                    if not hasattr(importlib.import_module(node.module), alias.name):
+                        importlib.import_module(name)
+                except ModuleNotFoundError:
+                    yield node.lineno, name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench").glob("*.py")), ids=lambda path: path.stem)
+def test_benches_import_what_is_there(path):
+    assert list(absentees(path.read_text("utf-8"))) == []
+
+
+def test_what_is_not_there_is_seen():
+    text = "from sfumato.flow import METHODS\nfrom sfumato.grid import karras, none\nfrom sfumato import grid\n"
+    assert list(absentees(text)) == [(1, "sfumato.flow.METHODS"), (2, "sfumato.grid.none")]
+
+
 def strangers(text, hosts):
     """Paths of one machine, and hosts that are not in ``hosts``, with their lines."""
     for k, line in enumerate(text.splitlines(), start=1):

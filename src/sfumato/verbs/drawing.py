@@ -44,7 +44,7 @@ def sample(
         steps: steps of the sampler; by default 12, or those a student was taught for.
         seed: of the noise.
         class_: name or index of one class; by default every class in turn.
-        sampler: its name; `sfumato samplers` lists them. By default dpm++3m, a student's own, or what tune-sampler
+        sampler: its name; `sfumato samplers` lists them. By default unipc2, a student's own, or what tune-sampler
             learned for so many steps.
         grid: where the steps stop: uniform, logsnr (the default), karras, trailing, or the times themselves, such as
             1,0.5,0.
