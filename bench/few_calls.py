@@ -32,11 +32,12 @@ def rows_of(name, model, ways, told, judge):
         rows = {"weights": weights}
     told["rows"][name] = rows
     for way, how in ways.items():
-        stops = list(model.tuned[how["steps"]].stops) if way.startswith("tuned") else None
-        if way not in rows or rows[way].get("stops") != stops:
+        made = {"sampler": how["method"]} if "method" in how else {}
+        made |= {"stops": list(model.tuned[how["steps"]].stops)} if way.startswith("tuned") else {}
+        if way not in rows or not made.items() <= rows[way].items():
             begin = time.monotonic()
             found = judge.of(judge.drawn(model, told["n"], **how), interval=True)
-            rows[way] = found | {"seconds": round(time.monotonic() - begin)} | ({"stops": stops} if stops else {})
+            rows[way] = found | {"seconds": round(time.monotonic() - begin)} | made
             print(f"{name}, {way}: {rows[way]}", flush=True)
             write(FILE, told)
 
@@ -86,7 +87,7 @@ def main(folder, *students):
         told |= {"features": judge.features.name, "floor": judge.of(judge.known.train[:n], interval=True)}
         model, _ = run.load()
         ways = {f"tuned {calls}": {"steps": calls, "method": "tuned"} for calls in sorted(model.tuned)}
-        ways |= {f"untuned {calls}": {"steps": calls, "method": SAMPLER, "grid": GRID} for calls in (12, 100, 5)}
+        ways |= {f"untuned {calls}": {"steps": calls, "method": SAMPLER, "grid": GRID} for calls in (12, 100, 8, 5)}
         rows_of("teacher", model, ways, told, judge)
         for student in students:
             pupil, _ = Run.open(Path(student)).load()

@@ -9,7 +9,7 @@ import torch
 import sfumato
 from commands import everything, fails
 from sfumato.data import load as load_data
-from sfumato.engine import neon
+from sfumato.engine import nearness, neon
 from sfumato.engine.checkpoint import read_weights
 from sfumato.engine.config import read_config
 from sfumato.engine.neon import corrected
@@ -52,7 +52,7 @@ def test_the_weight_that_is_nearest_to_training_data_is_taken(best, base, monkey
     for name, parameter in average.named_parameters():
         parameter.data += away[name]
     asked = iter(neon.WEIGHTS)
-    monkeypatch.setattr(neon, "frechet", lambda a, b: abs(next(asked) - best))
+    monkeypatch.setattr(nearness, "frechet", lambda a, b: abs(next(asked) - best))
     assert corrected(average, teacher, load_data("moons"), lambda line: None) == best
     for name, tensor in teacher.named_parameters():
         torch.testing.assert_close(dict(average.named_parameters())[name], tensor - best * away[name])

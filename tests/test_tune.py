@@ -1,7 +1,9 @@
 """A learned way back: it begins as the sampler it starts from, comes nearer to the end of many steps, and is kept."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +12,8 @@ from commands import fails
 from oracles import Exact, mixture
 from sfumato.defaults import SAMPLER
 from sfumato.dist import stream
-from sfumato.engine.tune import Table
+from sfumato.engine import nearness
+from sfumato.engine.tune import FIRST, FURTHER, Table
 from sfumato.errors import UserError
 from sfumato.process import Gaussian
 from sfumato.sampler import Tuned, generate, sampler
@@ -67,6 +70,43 @@ def test_what_was_tuned_is_used_for_its_calls_alone(run, capsys):
         model.sample(2, steps=6, method="tuned")
     files = sfumato.sample(run, n=3, steps=4)
     assert "tuned-tuned-4" in str(files[0])
+
+
+def told(folder, best, monkeypatch):
+    """What is tuned if samples of w = ``best`` are said to be nearest to training examples."""
+    asked = iter((0.0, *FURTHER))
+    monkeypatch.setattr(nearness, "frechet", lambda *_: abs(next(asked) - best))
+    result = sfumato.tune_sampler(folder, calls=5, paths=64, rounds=20)
+    assert result.further == best
+    return result, sfumato.load(folder).tuned
+
+
+def test_it_goes_as_far_as_brings_samples_nearest_to_training_data(run, tmp_path, monkeypatch):
+    """Equation (2), in the numbers themselves; and nothing is kept if the usual way is nearest."""
+    folder = shutil.copytree(run, tmp_path / "moons")
+    result, tuned = told(folder, 0.0, monkeypatch)
+    assert 5 not in tuned
+    assert "no better than the way used so far" in result.lines()[-1]
+    model = sfumato.load(folder)
+    schedule = model.denoiser.process.schedule
+    at_first = Table(schedule, 5, FIRST * model.denoiser.sigma_data).frozen()
+    learned, further = (told(folder, w, monkeypatch)[1][5] for w in (1.0, 1.3))
+    for name in ("stops", "heard"):
+        a, b, c = (schedule.logsnr(torch.tensor(getattr(each, name)[1:5])) for each in (at_first, learned, further))
+        torch.testing.assert_close(c - a, 1.3 * (b - a), rtol=1e-4, atol=1e-4)
+    for a, b, c in zip(at_first.weights, learned.weights, further.weights, strict=True):
+        a, b, c = (torch.tensor([*row, 0.0, 0.0][:3]) for row in (a, b, c))
+        torch.testing.assert_close(c - a, 1.3 * (b - a), rtol=1e-4, atol=1e-5)
+
+
+def test_without_its_data_a_run_is_tuned_as_far_as_was_learned(tmp_path, capsys):
+    data = tmp_path / "points.csv"
+    np.savetxt(data, np.random.default_rng(0).normal(size=(200, 2)), delimiter=",")
+    run = sfumato.train(str(data), steps=40, size="tiny", out=str(tmp_path / "run"))
+    data.unlink()
+    result = sfumato.tune_sampler(run, calls=3, paths=32, rounds=20)
+    assert result.further == 1.0
+    assert "taken as learned" in capsys.readouterr().out
 
 
 def test_unseen_paths_keep_their_classes(tmp_path):

@@ -16,9 +16,7 @@ from torch import Tensor
 
 from sfumato.data import Dataset
 from sfumato.denoise import Denoiser
-from sfumato.engine.reference import reference
-from sfumato.metrics.features import features_of
-from sfumato.metrics.frechet import frechet
+from sfumato.engine.nearness import Nearness
 from sfumato.models.diffusion import Diffusion
 from sfumato.teaching import Method, Task
 
@@ -26,8 +24,6 @@ __all__ = ["WEIGHTS", "SelfTraining", "corrected"]
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 """The w of (2) that are tried; 0 leaves the model as it was."""
-DRAWN = 2_000  # samples for each weight, of the same noise
-SEED = 1  # of that noise: other than that of `sample` and `evaluate`
 
 
 class SelfTraining(Method):
@@ -48,16 +44,12 @@ def corrected(average: Diffusion, teacher: Diffusion, dataset: Dataset, say: Cal
         dataset: real examples.
         say: told what each weight gives.
     """
-    features, _ = features_of(None, average.codec.dims)
-    held = dataset if dataset.test is None else dataset.test
-    known = reference(dataset.in_memory(), held.in_memory(), features).train
+    near = Nearness(dataset, say)
     away = {name: tensor.clone() for name, tensor in average.named_parameters()}
     distances = {}
     for weight in WEIGHTS:
         _place(average, teacher, away, weight)
-        states = torch.cat(list(average.states(max(DRAWN, 2 * features.dim), seed=SEED)))
-        distances[weight] = frechet(features(average.codec.encode(average.codec.decode(states))), known)
-        say(f"weight {weight:g}: frechet[{features.name}] to training examples {distances[weight]:.4g}")
+        distances[weight] = near(f"weight {weight:g}", average)
     best = min(distances, key=distances.__getitem__)
     _place(average, teacher, away, best)
     return best

@@ -6,8 +6,13 @@ The table (sampler/tuned.py) starts as the usual sampler on the usual grid. Its 
 to them, which are the integrals of sampler/weights.py; what is learned of the weights is a correction. At t = 1 the
 network hears less noise than there is, and learns how much: an estimate in pure noise is hardly more than the data's
 mean, too little for one of few calls. A few dozen numbers and a few hundred paths of the teacher are enough (Tong et
-al. 2405.15506; Zhou et al. 2502.17423). The model's own weights stay as they are. Kept in the run as samplers.json, for
-these weights alone.
+al. 2405.15506; Zhou et al. 2502.17423). The model's own weights stay as they are.
+
+(2)  table = first + w (learned - first)     in lambda of the stops and of what is heard, and in the weights
+
+A table that comes nearer to the ends of paths need not bring the law of its samples nearer to the data's. So the w of
+FURTHER is taken whose samples have the least Frechet distance to *training* examples, often a little more than 1; if
+the way used so far is nearer, that stays. Kept in the run as samplers.json, for these weights alone.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise, zip_longest
@@ -29,6 +34,7 @@ from sfumato.denoise import Given, need_mean
 from sfumato.dist import stream
 from sfumato.engine.interrupt import Interrupt
 from sfumato.engine.machine import pages_kept
+from sfumato.engine.nearness import Nearness
 from sfumato.engine.progress import Watch, duration, watch
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
@@ -50,6 +56,8 @@ HELD_OUT = 64
 FIRST = 20.0  # noise that the network hears at t = 1, in units of the data's, before it is learned
 LR = 0.02
 PATHS = 0  # what a stream is for
+FURTHER = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
+"""The w of (2) that are tried."""
 
 
 class Table(nn.Module):
@@ -140,6 +148,7 @@ class Tuning:
         before: distance to the end of many steps, root mean square over the values, of unseen noise, by as many steps
             of the usual way.
         after: the same with what was learned.
+        further: the w of (2) that was taken; 0 if the way used so far stays.
         seconds: that it took.
     """
 
@@ -147,14 +156,15 @@ class Tuning:
     calls: int
     before: float
     after: float
+    further: float
     seconds: float
 
     def lines(self) -> list[str]:
         """Return the report."""
-        better = "kept" if self.after < self.before else "no better than the usual way, which stays"
+        kept = f"kept in {self.file}, used by default for --steps {self.calls}"
         return [
-            f"{self.calls} calls: distance to the end of {MANY} steps {self.before:.4f} -> {self.after:.4f} ({better})",
-            f"{duration(self.seconds)}; in {self.file}, used by default for --steps {self.calls}",
+            f"{self.calls} calls: distance to the end of {MANY} steps {self.before:.4f} -> {self.after:.4f}",
+            f"{duration(self.seconds)}; {kept if self.further else 'no better than the way used so far, which stays'}",
         ]
 
 
@@ -190,12 +200,13 @@ def tune(folder: Path, calls: int, paths: int, rounds: int, seed: int, device: s
             unseen = torch.arange(paths, len(noise))
             before = _distance(partial(_usual, steps=calls), model, unseen, noise, ends)
             _learn(table, model, paths, noise, ends, rounds, seed, show, stop)
-            after = _distance(table, model, unseen, noise, ends)
+            tuned, further = _chosen(table, run, device, show)
+            after = _distance(partial(_by, tuned), model, unseen, noise, ends)
         finally:
             show.close()
-    result = Tuning(run.folder / "samplers.json", calls, before, after, time.monotonic() - started)
-    if after < before:
-        _keep(result, table.frozen(), run.recipe(model, notes) | {"paths": paths, "rounds": rounds, "seed": seed})
+    result = Tuning(run.folder / "samplers.json", calls, before, after, further, time.monotonic() - started)
+    if further:
+        _keep(result, tuned, run.recipe(model, notes) | {"paths": paths, "rounds": rounds, "seed": seed})
     return result
 
 
@@ -205,6 +216,10 @@ Way = Callable[[Given, Tensor], Tensor]
 
 def _usual(model: Given, noise: Tensor, steps: int = MANY) -> Tensor:
     return generate(model, START, noise, steps=steps)
+
+
+def _by(tuned: Tuned, model: Given, noise: Tensor) -> Tensor:
+    return generate(model, tuned, noise, tuned.stops)
 
 
 def _given(model: Diffusion, index: Tensor) -> Given:
@@ -267,6 +282,45 @@ def _learn(
         show.update(k + 1, rounds, f"distance {float(loss.detach()):.4f}  {duration(left)} left")
 
 
+def _chosen(table: Table, run: Run, device: str, show: Watch) -> tuple[Tuned, float]:
+    """Return the way of (2) and its w: 1 where the data are not at hand, 0 if the way used so far is nearer."""
+    learned = table.frozen()
+    try:
+        near = Nearness(run.dataset(), show.say)
+    except UserError as error:
+        show.say(f"taken as learned, for want of examples to compare samples with: {error}")
+        return learned, 1.0
+    model, _ = run.load()
+    model.to(device)
+    first = Table(table.schedule, table.calls, FIRST * model.denoiser.sigma_data).frozen()
+    distances, ways = {0.0: near("the way used so far", model, steps=table.calls)}, {0.0: learned}
+    for w in FURTHER:
+        way = _along(first, learned, w, table.schedule)
+        if all(now > then for now, then in pairwise(way.stops)):  # else stops have passed each other
+            model.tuned, ways[w] = {table.calls: way}, way
+            distances[w] = near(f"{w:g} times as far", model, steps=table.calls)
+    best = min(distances, key=distances.__getitem__)
+    return ways[best], best
+
+
+def _along(first: Tuned, last: Tuned, w: float, schedule: Schedule) -> Tuned:
+    """Return equation (2)."""
+
+    def moved(a: Sequence[float], b: Sequence[float]) -> list[float]:
+        begin, end = (schedule.logsnr(torch.tensor(times, dtype=torch.float64)) for times in (a, b))
+        times: list[float] = schedule.time(torch.lerp(begin, end, w)).clamp(max=1.0).tolist()
+        return times
+
+    stops = (1.0, *moved(first.stops[1:-1], last.stops[1:-1]), 0.0)
+    rows = zip(first.weights, last.weights, strict=True)
+    return Tuned(
+        stops=stops,
+        heard=tuple(moved(first.heard, last.heard)),
+        keep=tuple(float(then.sigma / now.sigma) for now, then in pairwise(map(schedule.at, stops))),
+        weights=tuple(tuple(a + w * (b - a) for a, b in zip_longest(*row, fillvalue=0.0)) for row in rows),
+    )
+
+
 def _keep(result: Tuning, tuned: Tuned, recipe: dict[str, Any]) -> None:
     """Write what was learned beside what was learned for other numbers of calls of the same weights."""
     try:
@@ -274,7 +328,8 @@ def _keep(result: Tuning, tuned: Tuned, recipe: dict[str, Any]) -> None:
         known = told["tuned"] if told["weights"] == recipe["weights"] else {}
     except (OSError, ValueError, KeyError, TypeError):
         known = {}
-    figures = {name: value for name, value in asdict(result).items() if name in ("before", "after", "seconds")}
+    told_too = ("before", "after", "further", "seconds")
+    figures = {name: value for name, value in asdict(result).items() if name in told_too}
     known[str(result.calls)] = tuned.to_dict() | {"recipe": recipe} | figures
     told = {"weights": recipe["weights"], "tuned": known}
     write_atomic(result.file, json.dumps(told, indent=1).encode())

@@ -264,7 +264,8 @@ def tune_sampler(
 ) -> Tuning:
     """Learn a way back of few network calls for a trained run, without training its network.
 
-    It is kept with the run, and used by `sfumato sample RUN --steps CALLS` by default.
+    It is kept with the run, and used by `sfumato sample RUN --steps CALLS` by default. Where the data are at hand, it
+    goes as far beyond what was learned as brings samples nearest to training examples.
 
     Args:
         run: folder of a trained run.
