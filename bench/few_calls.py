@@ -28,9 +28,8 @@ def rows_of(name, model, ways, told, judge):
     """Fill in what is missing of a model's rows; a way is steps, sampler and grid."""
     weights = model.fingerprint()
     rows = told["rows"].get(name, {})
-    if rows.get("weights") != weights:
-        rows = {"weights": weights}
-    told["rows"][name] = rows
+    known = rows if rows.get("weights") == weights else {}
+    rows = told["rows"][name] = {"weights": weights} | {way: known[way] for way in ways if way in known}
     for way, how in ways.items():
         made = {"sampler": how["method"]} if "method" in how else {}
         made |= {"stops": list(model.tuned[how["steps"]].stops)} if way.startswith("tuned") else {}
