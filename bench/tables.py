@@ -147,6 +147,8 @@ def few(result: dict[str, Any], say: Say) -> Iterator[Table]:
 
 
 def quality(result: dict[str, Any], say: Say) -> Iterator[Table]:
+    if not result["rows"]:
+        return
     minutes = sorted({float(m) for seeds in result["rows"].values() for rows in seeds.values() for m in rows})
 
     def cell(seeds: dict[str, Any], at: float) -> str:
