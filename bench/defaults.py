@@ -16,7 +16,7 @@ from judge import Judge
 
 from sfumato.engine.machine import tuned
 from sfumato.engine.run import Run
-from sfumato.grid import R_MIN, karras, logsnr
+from sfumato.grid import GRIDS, R_MIN
 from sfumato.metrics.frechet import frechet
 
 FILE = "defaults.json"
@@ -28,7 +28,7 @@ WAYS += [("dpm++2m", "karras", R_MIN), ("dpm++2m", "logsnr", R_MIN / 2), ("dpm++
 
 def stops(name, calls, r_min, schedule):
     """A grid with another lowest noise level, written as an explicit one."""
-    found = {"logsnr": logsnr, "karras": karras}[name](calls, schedule, r_min=r_min)
+    found = GRIDS[name](calls, schedule, r_min=r_min)
     return ",".join(repr(t) for t in found.tolist())
 
 
@@ -52,10 +52,7 @@ def main(folders):
                         grid = stops(name, calls, r_min, model.denoiser.process.schedule)
                         made = judge.drawn(model, SAMPLES, seed=SEED, steps=calls, method=sampler, grid=grid)
                         row[str(calls)] = round(frechet(made, judge.known.train), 4)
-                        print(
-                            f"{folder}, {calls} calls, {way}: {row[str(calls)]}",
-                            flush=True,
-                        )
+                        print(f"{folder}, {calls} calls, {way}: {row[str(calls)]}", flush=True)
                         write(FILE, told)
 
 

@@ -320,7 +320,7 @@ def main(seeds, names):
         for library in PEERS:
             if not names or f"{library}, searched" in names:
                 search(library, told)
-        for seed in seeds:
+        for seed in range(seeds):
             for name in names or ["sfumato", "DCGAN", *peers]:
                 fill(name, seed, told)
 
@@ -329,4 +329,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["curves"]:
         curves()
     else:
-        main(range(int(sys.argv[1]) if len(sys.argv) > 1 else 3), sys.argv[2:])
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 3, sys.argv[2:])

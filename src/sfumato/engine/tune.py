@@ -21,7 +21,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -328,8 +328,7 @@ def _keep(result: Tuning, tuned: Tuned, recipe: dict[str, Any]) -> None:
         known = told["tuned"] if told["weights"] == recipe["weights"] else {}
     except (OSError, ValueError, KeyError, TypeError):
         known = {}
-    told_too = ("before", "after", "further", "seconds")
-    figures = {name: value for name, value in asdict(result).items() if name in told_too}
+    figures = {name: getattr(result, name) for name in ("before", "after", "further", "seconds")}
     known[str(result.calls)] = tuned.to_dict() | {"recipe": recipe} | figures
     told = {"weights": recipe["weights"], "tuned": known}
     write_atomic(result.file, json.dumps(told, indent=1).encode())
