@@ -17,8 +17,9 @@ from sfumato.engine.run import Run
 from sfumato.engine.session import SETTLED
 from sfumato.engine.trainer import Trainer
 from sfumato.errors import UserError
-from sfumato.teaching import METHODS
+from sfumato.teaching import METHODS, Matching, Rivalry
 from sfumato.verbs.words import Method
+from sfumato.weighting import LogNormal
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,48 @@ def test_a_student_that_is_interrupted_ends_with_the_same_bits(method, taught, t
     for ours, theirs in zip(again.ema.parameters(), whole.ema.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert again.lesson.stage == whole.lesson.stage == METHODS[method](1).stages - 1
+
+
+@pytest.fixture
+def quick_to_turn(monkeypatch):
+    monkeypatch.setattr(Rivalry, "lead", 1)
+
+
+def test_a_rivalry_that_is_interrupted_ends_with_the_same_bits(taught, tmp_path, quick_to_turn):
+    """Before it begins, and in the midst of it: heads, law and turn are in the checkpoint, momentum is not."""
+
+    def trainer(name, steps=0):
+        made = untrained(taught("matching"), tmp_path / name, 15)
+        for _ in range(steps):
+            made.advance()
+        return made
+
+    whole = trainer("whole", 15)
+    assert whole.lesson.begun == 9
+    assert isinstance(whole.lesson.method, Rivalry)
+    for stop in (4, 12):
+        trainer(f"part{stop}", stop).save()
+        again = trainer(f"part{stop}", 15 - stop)
+        for ours, theirs in zip(again.ema.parameters(), whole.ema.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_what_goes_back_from_a_rivalry_is_matched_again(taught, tmp_path, quick_to_turn):
+    """Law, optimiser and what learns are those of the method that taught at the checkpoint."""
+    trainer = untrained(taught("matching"), tmp_path / "back", 10)
+    for _ in range(3):
+        trainer.advance()
+    trainer.save()
+    law, learning = trainer.model.denoiser.law, len(trainer.parameters)
+    for _ in range(5):
+        trainer.advance()
+    assert trainer.model.denoiser.law == LogNormal(*Rivalry.law) != law
+    assert not trainer.optimizer.muon.weights
+    trainer.go_back()
+    assert trainer.model.denoiser.law == law
+    assert trainer.optimizer.muon.weights
+    assert len(trainer.parameters) == learning
+    assert isinstance(trainer.lesson.method, Matching)
 
 
 def test_a_timed_student_fixes_its_steps_early(teacher, tmp_path):

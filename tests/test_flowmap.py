@@ -1,6 +1,5 @@
 """Networks that jump, against exact flow maps: quantile maps on the line, linear maps of Gaussians."""
 
-import copy
 from dataclasses import dataclass
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 from torch import nn
 
 from oracles import SCHEDULES, At, Exact, Quantiles, flow_map, gaussian, line, mixture, tensor
+from pupils import mlp, taught, trained
 from sfumato.denoise import Denoiser
 from sfumato.density import flow_logp, vlb
 from sfumato.dist import stream
@@ -254,7 +254,7 @@ def test_matching_ends_where_the_laws_are_one(a):
         optimiser.param_groups[0]["lr"] = 0.03 * min(1, (400 - k) / 200)
         critic = mean_of(network.mean.item(), network.std.item())
         x_0 = torch.zeros(512, 1, dtype=torch.float64)  # data are not looked at
-        task = Task(x_0, None, stream(17, k), student.times(512, stream(18, k)), 0.0, critic)
+        task = Task(x_0, None, stream(17, k), student.times(512, stream(18, k)), 0.0, {"critic": critic})
         optimiser.zero_grad()
         method.loss(student, mean_of(0.7, 0.5), task).mean().backward()
         optimiser.step()
@@ -267,11 +267,12 @@ def test_gradients_of_the_match_spare_the_critic():
     method = Matching()
     student, critic = mlp("end"), mlp("mean", seed=1)
     x_0, t = torch.zeros(64, 1), student.times(64, stream(20))
-    method.loss(student, mlp("mean", seed=2), Task(x_0, None, stream(19), t, 0.0, critic)).sum().backward()
+    task = Task(x_0, None, stream(19), t, 0.0, {"critic": critic})
+    method.loss(student, mlp("mean", seed=2), task).sum().backward()
     got = [parameter.grad.clone() for parameter in critic.parameters()]
     critic.zero_grad()
     rng = stream(19)
-    drawn = method._drawn(student, x_0, None, rng).detach()
+    drawn = method._own_step(student, x_0, None, rng).detach()
     torch.randn(64, 1, generator=rng)
     critic.loss(drawn, None, rng, t).sum().backward()
     for ours, theirs in zip(critic.parameters(), got, strict=True):
@@ -294,48 +295,9 @@ class Twice:
         return self.student(x_t, t, s=stops[len(stops) - after])
 
 
-def mlp(gives, seed=0):
-    torch.manual_seed(seed)
-    network = MLP(1, width=64, depth=3, ends=gives == "map")
-    law = LogNormal(0.0, 2.0) if gives != "mean" else None
-    return Denoiser(network, Gaussian(Cosine()), sigma_data=0.95, gives=gives, law=law)
-
-
-def taught(method, teacher, steps, lr=2e-3):
-    """A student after some steps, on fresh data of the line."""
-    student = mlp(method.gives)
-    student.load_state_dict(teacher.state_dict(), strict=False)
-    critic = copy.deepcopy(teacher).requires_grad_(True) if method.critic else None
-    learning = [*student.parameters(), *(critic.parameters() if critic else ())]
-    optimiser = torch.optim.Adam(learning, lr=lr, betas=(0.9, 0.95))
-    average, guide, stage = copy.deepcopy(student), teacher, 0
-    for k in range(steps):
-        if int(k / steps * method.stages) > stage:
-            stage, guide = stage + 1, copy.deepcopy(average)
-        for group in optimiser.param_groups:
-            group["lr"] = lr * min(1, (steps - k) / (0.5 * steps))
-        x_0 = line().sample(512, stream(8, k)).float()
-        task = Task(x_0, None, stream(9, k), student.times(512, stream(10, k)), k / steps, critic)
-        loss = method.loss(student, guide, task)
-        optimiser.zero_grad()
-        loss.mean().backward()
-        optimiser.step()
-        for ours, theirs in zip(average.parameters(), student.parameters(), strict=True):
-            ours.data.lerp_(theirs.data, 0.02)
-    return average
-
-
 @pytest.fixture(scope="module")
 def teacher():
-    model = mlp("mean")
-    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
-    for k in range(600):
-        for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * min(1, (600 - k) / 300)
-        optimiser.zero_grad()
-        model.loss(line().sample(512, stream(11, k)).float(), rng=stream(12, k)).mean().backward()
-        optimiser.step()
-    return model.requires_grad_(False)
+    return trained()
 
 
 TOP = float(Cosine().time(-2 * torch.tensor(80.0).double().log()))

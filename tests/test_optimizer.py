@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import sfumato
 from commands import fails
@@ -93,6 +94,19 @@ def test_each_module_has_its_pace(rule):
     for ours, theirs, other in zip(*(model.parameters() for model in (slow, alone, quick)), strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
         assert not ours.grad.any() or not torch.equal(ours, other)
+
+
+@pytest.mark.parametrize("rule", ["adamw", "muon"])
+def test_without_momentum_a_step_goes_against_the_gradient_alone(rule):
+    """Whatever was before: of a weight that has no decay to feel, AdamW's step has the sign of its own gradient."""
+    layer = nn.Sequential(nn.Linear(3, 3, bias=False))
+    layer[0].weight.data.zero_()
+    optimizer = Optimizer(rule, {layer: 1.0}, momentum=False)
+    for gradient in (5.0, -1.0, 2.0, -3.0):
+        before = layer[0].weight.detach().clone()
+        layer[0].weight.grad = torch.full((3, 3), gradient)
+        optimizer.step(1e-3, torch.zeros(()))
+        assert ((layer[0].weight - before) * gradient < 0).all()
 
 
 def test_a_run_by_muon(tmp_path, capsys):

@@ -19,14 +19,17 @@ class Clock:
 
     def __init__(self, before: float) -> None:
         self._before, self._start = before, time.monotonic()
-        self._calls = 0
-        self._origin = self._start, 0
         self.pace_so_far: float | None = None
+        self.anew()
 
     @property
     def now(self) -> float:
         """Seconds of training so far."""
         return self._before + time.monotonic() - self._start
+
+    def anew(self) -> None:
+        """Forget the pace's past: steps are others from here on."""
+        self._calls, self._origin = 0, (time.monotonic(), 0)
 
     def pace(self, step: int) -> float | None:
         """Return seconds a step, all that happens between steps included; call it after every step.

@@ -1,13 +1,14 @@
-"""How a student is taught: by which method, by whom, on what, and how far the lesson is.
+"""How a student is taught: by which methods, by whom, on what, and how far the lesson is.
 
 The teacher's weights lie in the student's folder, so that a run needs no other to go on. A method of several stages
-replaces them on the way by the student's average, which then is part of a checkpoint, as a critic is that learns beside
-the student. A run that corrects itself is shown what its teacher drew, which lies there too; see neon.py.
+replaces them on the way by the student's average, which then is part of a checkpoint, as is what learns beside the
+student. A method may leave the end of the training to another, which begins anew: with its own law of noise, and an
+optimiser that has seen nothing yet. A run that corrects itself is shown what its teacher drew, which lies there too;
+see neon.py.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
@@ -22,13 +23,14 @@ from sfumato.engine.neon import SelfTraining, corrected
 from sfumato.engine.run import Run, restore
 from sfumato.errors import choose
 from sfumato.models.diffusion import Diffusion
-from sfumato.teaching import METHODS, Task
+from sfumato.teaching import FINISH, METHODS, Method, Task
+from sfumato.weighting import LogNormal
 
 __all__ = ["Lesson", "Objective"]
 
 
 class Lesson:
-    """The method, the teacher, the critic, and the stage.
+    """The methods, the teacher, what learns beside the student, and the stage.
 
     Args:
         run: of the student.
@@ -41,15 +43,34 @@ class Lesson:
 
     def __init__(self, run: Run, model: Diffusion, device: torch.device) -> None:
         student = run.config.student
-        self.method = choose("method", student.method, METHODS | {"neon": lambda calls: SelfTraining()})(student.calls)
+        first = choose("method", student.method, METHODS | {"neon": lambda calls: SelfTraining()})(student.calls)
         weights = read_weights(run.teacher, student.weights)
         self.teacher = replace(run.config.model, gives="mean").build(model.codec, model.classes)
         restore(self.teacher, weights, "", run.teacher)
-        self.critic = copy.deepcopy(self.teacher).to(device) if self.method.critic else None
+        last = first.finish(model.denoiser)
+        self.methods = (first,) if last is None else (first, last)
+        self.own = [method.beside(self.teacher.denoiser) for method in self.methods]
+        self.beside = nn.ModuleDict({who: each for own in self.own for who, each in own.items()}).to(device)
         self.teacher.to(device).requires_grad_(False).eval()
         model.load_state_dict(weights, strict=False)  # what hears a step's end is the student's own
-        self.run, self.stage, self.done = run, 0, 0.0
-        self.corrects = isinstance(self.method, SelfTraining)
+        self.run, self.student, self.law = run, model.denoiser, model.denoiser.law
+        self.stage, self.begun, self.step, self.done = 0, 0, 0, 0.0
+        self.corrects = isinstance(first, SelfTraining)
+
+    @property
+    def method(self) -> Method:
+        """The one that teaches now."""
+        return self.methods[self.begun > 0]
+
+    @property
+    def steady(self) -> int:
+        """Step after which all take about the same time, until another method begins."""
+        return self.begun + self.method.lead
+
+    @property
+    def learning(self) -> list[nn.Module]:
+        """What learns beside the student now."""
+        return list(self.own[self.begun > 0].values())
 
     def shown(self, dataset: Dataset) -> Dataset:
         """Return what the student is shown: the run's data, or what the teacher drew."""
@@ -70,39 +91,51 @@ class Lesson:
             weight = corrected(average, self.teacher, dataset, say)
             say(f"corrected by {weight:g} times what its own samples changed" if weight else "nothing to correct")
 
-    def go_on(self, done: float, average: Diffusion) -> None:
-        """Take note of the share that is done; where a stage begins, the student's average becomes the teacher.
+    def go_on(self, step: int, total: int, average: Diffusion) -> bool:
+        """Take note of the step to come; where a stage begins, the student's average becomes the teacher.
 
         Args:
-            done: share of the training, in [0, 1).
+            step: its number, from 0.
+            total: steps of the training.
             average: of the student.
+
+        Returns:
+            Whether another method begins with this step.
         """
-        self.done = done
-        if int(done * self.method.stages) > self.stage:
+        self.step, self.done = step, step / total
+        if len(self.methods) > 1 and not self.begun and self.done >= 1 - FINISH:
+            self._begin(step)
+            return True
+        if int(self.done * self.method.stages) > self.stage:
             self.stage += 1
             weights = {name: whole(tensor) for name, tensor in average.state_dict().items()}
             restore(self.teacher, weights, "", self.run.folder)
+        return False
+
+    def _begin(self, step: int) -> None:
+        """Let the other method teach, from a step on; from 0 on, the first one again."""
+        self.begun = step
+        self.student.law = LogNormal(*self.method.law) if step and self.method.law else self.law
+
+    def notes(self) -> dict[str, str]:
+        """Return what a checkpoint must tell of how far the lesson is."""
+        return {"stage": str(self.stage), "begun": str(self.begun)}
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must hold of the teacher and the critic."""
+        """Return what a checkpoint must hold of what is not as it was at first."""
         kept = self._changing()
         return {f"{who}.{name}": tensor for who, model in kept.items() for name, tensor in model.state_dict().items()}
 
-    def restore(self, tensors: Mapping[str, Tensor], stage: int) -> None:
-        """Take up the lesson where a checkpoint left it.
-
-        Args:
-            tensors: of the checkpoint.
-            stage: that it tells.
-        """
-        self.stage = stage
+    def restore(self, tensors: Mapping[str, Tensor], notes: Mapping[str, str]) -> None:
+        """Take up the lesson where a checkpoint left it; arguments as it holds them."""
+        self.stage = int(notes["stage"])
+        self._begin(int(notes["begun"]))
         for who, model in self._changing().items():
             restore(model, dict(tensors), f"{who}.", self.run.checkpoints)
 
-    def _changing(self) -> dict[str, Diffusion]:
-        """Return the networks beside the student that are not what they were at first."""
+    def _changing(self) -> dict[str, nn.Module]:
         teacher = {"teacher": self.teacher} if self.method.stages > 1 else {}
-        return teacher if self.critic is None else teacher | {"critic": self.critic}
+        return teacher | dict(self.beside.items())
 
 
 class Objective(nn.Module):
@@ -116,17 +149,19 @@ class Objective(nn.Module):
     def __init__(self, denoiser: Denoiser, lesson: Lesson | None) -> None:
         super().__init__()
         self.denoiser, self.lesson = denoiser, lesson
-        self.critic = None if lesson is None or lesson.critic is None else lesson.critic.denoiser
+        self.beside = nn.ModuleDict() if lesson is None else lesson.beside
 
     def paces(self) -> dict[nn.Module, float]:
-        """Return what learns, each with its share of the learning rate."""
-        pace = 1.0 if self.lesson is None else self.lesson.method.pace
-        student: dict[nn.Module, float] = {self.denoiser: pace}
-        return student if self.critic is None else student | {self.critic: 1.0}
+        """Return what learns now, each with its share of the learning rate."""
+        if self.lesson is None:
+            return {self.denoiser: 1.0}
+        return {self.denoiser: self.lesson.method.pace} | dict.fromkeys(self.lesson.learning, 1.0)
 
     def forward(self, x_0: Tensor, cond: Tensor | None, rng: torch.Generator, t: Tensor) -> Tensor:
         """Return the loss of each example, (B,); arguments as for ``Denoiser.loss``."""
         if self.lesson is None:
             return self.denoiser.loss(x_0, cond, rng, t)
-        teacher, done = self.lesson.teacher.denoiser, self.lesson.done
-        return self.lesson.method.loss(self.denoiser, teacher, Task(x_0, cond, rng, t, done, self.critic))
+        task = Task(
+            x_0, cond, rng, t, self.lesson.done, dict(self.beside.items()), self.lesson.step - self.lesson.begun
+        )
+        return self.lesson.method.loss(self.denoiser, self.lesson.teacher.denoiser, task)

@@ -39,16 +39,17 @@ class Optimizer:
     Args:
         rule: its name.
         paces: each module with its rate, as a share of the learning rate.
+        momentum: without, every weight is AdamW's with beta_1 = 0, whatever the rule.
     """
 
-    def __init__(self, rule: Rule, paces: Mapping[nn.Module, float]) -> None:
+    def __init__(self, rule: Rule, paces: Mapping[nn.Module, float], momentum: bool = True) -> None:
         chosen: dict[Tensor, float] = {}
         groups = []
         for module, pace in paces.items():
-            mine = hidden_matrices(module) if rule == "muon" else []
+            mine = hidden_matrices(module) if rule == "muon" and momentum else []
             chosen |= dict.fromkeys(mine, pace)
             groups += [{"params": [p for p in module.parameters() if p not in chosen], "pace": pace}]
-        self.adam = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+        self.adam = torch.optim.AdamW(groups, betas=(0.9 * momentum, 0.99), weight_decay=0.01, fused=True)
         self.rest = [parameter for group in self.adam.param_groups for parameter in group["params"]]
         self.muon = Muon(chosen)
 

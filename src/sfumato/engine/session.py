@@ -126,6 +126,8 @@ class Session:
         """Look at the clock, on rank 0, and tell the others."""
         trainer, now = self.trainer, self.clock.now
         trainer.seconds = now
+        if trainer.lesson is not None and trainer.step == trainer.lesson.steady:
+            self.clock.anew()
         pace = self.clock.pace(trainer.step)
         total = self._plan(pace)
         ends = trainer.step >= total
@@ -139,10 +141,10 @@ class Session:
         """Return the total of a run that was given a time, while nothing in training depends on it yet.
 
         The learning rate does in the cool-down. A student's loss does from the beginning: its total is fixed, and
-        saved, as soon as the pace is known.
+        saved, as soon as the pace is known, and once more where another method begins, whose steps take another time.
         """
         trainer, steady = self.trainer, 1 - COOL_DOWN
-        if trainer.lesson is not None and trainer.step > SETTLED:
+        if trainer.lesson is not None and trainer.step > trainer.lesson.steady + SETTLED:
             return trainer.total
         if self.config.seconds and pace and trainer.step <= steady * trainer.total:
             left = (self.config.seconds - trainer.seconds) / pace
@@ -151,7 +153,8 @@ class Session:
 
     @property
     def _settles(self) -> bool:
-        return self.trainer.lesson is not None and self.trainer.step == SETTLED
+        lesson = self.trainer.lesson
+        return lesson is not None and self.trainer.step == lesson.steady + SETTLED
 
     def _seconds_in_all(self) -> float:
         left = (self.trainer.total - self.trainer.step) * (self.clock.pace_so_far or 0.0)

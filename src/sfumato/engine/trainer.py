@@ -79,17 +79,16 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(self.config.seed, WEIGHTS).initial_seed())
             self.model = run.build().to(self.device)
-        self.lesson = Lesson(run, self.model, self.device) if self.config.student.method else None
+            self.lesson = Lesson(run, self.model, self.device) if self.config.student.method else None
         self.shown = dataset if self.lesson is None else self.lesson.shown(dataset)
         self.order = Order((self.config.seed, ORDER), len(self.shown.items), self.config.batch)
         self.ema, self.short = (copy.deepcopy(self.model).requires_grad_(False).eval() for _ in range(2))
         for model in (self.model, self.ema, self.short) if self.config.shard and self.workers.size > 1 else ():
             for child in model.denoiser.children():
                 shard(child)
-        objective = Objective(self.model.denoiser, self.lesson)
-        self.objective = self.workers.join(objective, self.config.shard)
-        self.parameters = list(self.objective.parameters())
-        self.optimizer = Optimizer(self.config.optimizer, objective.paces())
+        self.learning = Objective(self.model.denoiser, self.lesson)
+        self.objective = self.workers.join(self.learning, self.config.shard)
+        self._take_up()
         self.averages = Averages(self.model, self.ema, self.short, self.config.ema)
         self.step, self.total = 0, self.config.steps or 1_000_000_000
         self.seconds = 0.0
@@ -103,6 +102,12 @@ class Trainer:
         if self.config.compile:
             self.model.denoiser.network.compile()
 
+    def _take_up(self) -> None:
+        """Begin to learn what is taught now, with an optimiser that has seen nothing yet."""
+        paces, method = self.learning.paces(), None if self.lesson is None else self.lesson.method
+        self.parameters = [parameter for module in paces for parameter in module.parameters()]
+        self.optimizer = Optimizer(self.config.optimizer, paces, momentum=method is None or method.momentum)
+
     # ── One step ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def advance(self) -> Tensor:
@@ -111,8 +116,8 @@ class Trainer:
         Returns:
             This worker's share of the mean loss, on the device; the shares of all workers add up to it.
         """
-        if self.lesson is not None:
-            self.lesson.go_on(self.step / self.total, self.ema)
+        if self.lesson is not None and self.lesson.go_on(self.step, self.total, self.ema):
+            self._take_up()
         index = self.order(self.step)
         t = self.model.denoiser.times(len(index), stream(self.config.seed, TIMES, self.step))
         self.optimizer.zero_grad()
@@ -262,7 +267,7 @@ class Trainer:
         counters = ("step", "total", "seconds", "skipped", "in_row", "returns")
         notes = {name: repr(getattr(self, name)) for name in counters}
         if self.lesson is not None:
-            tensors, notes["stage"] = tensors | self.lesson.tensors(), str(self.lesson.stage)
+            tensors, notes = tensors | self.lesson.tensors(), notes | self.lesson.notes()
         with self.workers.together():
             return checkpoint.save(self.run.checkpoints, self.step, tensors, notes) if self.workers.leads else None
 
@@ -292,10 +297,11 @@ class Trainer:
         restore(self.ema, found.tensors, "ema.", self.run.checkpoints)
         restore(self.short, found.tensors, "short.", self.run.checkpoints)
         state = {name: tensor for name, tensor in found.tensors.items() if name.startswith("optimizer.")}
-        self.optimizer.restore({name.removeprefix("optimizer."): tensor for name, tensor in state.items()})
         notes = found.notes
         if self.lesson is not None:
-            self.lesson.restore(found.tensors, int(notes["stage"]))
+            self.lesson.restore(found.tensors, notes)
+            self._take_up()
+        self.optimizer.restore({name.removeprefix("optimizer."): tensor for name, tensor in state.items()})
         self.step, self.seconds = int(notes["step"]), float(notes["seconds"])
         self.total = self.config.steps or int(notes["total"])
         self.skipped, self.in_row, self.returns = (int(notes[name]) for name in ("skipped", "in_row", "returns"))

@@ -39,6 +39,11 @@ class MLP(nn.Module):
         self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(depth))
         self.outlet = started(nn.Linear(width, out or dim), 0.0)
 
+    @property
+    def parts(self) -> list[tuple[nn.Module, int]]:
+        """What x passes through, in order, each with the channels of its output."""
+        return [(block, self.inlet.out_features) for block in self.blocks]
+
     def forward(self, x: Tensor, level: Tensor, cond: Tensor | None = None, to: Tensor | None = None) -> Tensor:
         """Points x (B, dim) of unit variance at noise level (B,), about -logsnr / 8, to (B, out).
 

@@ -69,6 +69,12 @@ class UNet(nn.Module):
         self.film = started(nn.Linear(embedding, sum(self.film_sizes)), 0.0)
         self.outlet = started(nn.Conv2d(widths[0], out or channels, 3, padding=1), 0.0)
 
+    @property
+    def parts(self) -> list[tuple[nn.Module, int]]:
+        """What x passes through, in order, each with the channels of its output."""
+        stages = [*self.down, *reversed(self.up)]
+        return [(stage, stage.width) for stage in stages]
+
     def forward(self, x: Tensor, level: Tensor, cond: Tensor | None = None, to: Tensor | None = None) -> Tensor:
         """Images x (B, C, H, W) of unit variance at noise level (B,), about -logsnr / 8, to (B, out, H, W), same type.
 
@@ -112,6 +118,7 @@ class Stage(nn.Module):
 
     def __init__(self, width: int, blocks: int, attention: bool, dropout: float):
         super().__init__()
+        self.width = width
         self.blocks = nn.ModuleList(Block(width, dropout) for _ in range(blocks))
         self.attention = Attention(width) if attention else None
 

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 
-from sfumato.teaching.base import Method, Task, jumps
+from sfumato.teaching.base import FINISH, Method, Task, jumps
 from sfumato.teaching.consistency import ConsistencyTuning
 from sfumato.teaching.lines import AlphaFlow, MeanFlow
 from sfumato.teaching.matching import Matching
+from sfumato.teaching.rivalry import Rivalry
 from sfumato.teaching.steps import Direct, Progressive, between, halved
 
 __all__ = [
-    "METHODS", "AlphaFlow", "ConsistencyTuning", "Direct", "Matching", "MeanFlow", "Method", "Progressive", "Task",
-    "between", "halved", "jumps",
+    "FINISH", "METHODS", "AlphaFlow", "ConsistencyTuning", "Direct", "Matching", "MeanFlow", "Method", "Progressive",
+    "Rivalry", "Task", "between", "halved", "jumps",
 ]  # fmt: skip
 
 METHODS: dict[str, Callable[[int], Method]] = {

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from sfumato.denoise import Denoiser, squared_error
 from sfumato.grid import R_MAX
@@ -26,7 +28,13 @@ from sfumato.rows import Estimate
 from sfumato.schedule import Instant, Schedule, as_time
 from sfumato.weighting import weight
 
-__all__ = ["Method", "Task", "beginning", "error_of", "jumps", "noisy", "own_weight", "same_dropout", "time_of"]
+__all__ = [
+    "Method", "Task", "beginning", "error_of", "jumps", "noisy", "own_weight", "same_dropout", "still",
+    "time_of",
+]  # fmt: skip
+
+FINISH = 0.4
+"""Share of the training, at its end, that a method leaves to another if it has one to finish; see ``Method.finish``."""
 
 R_LEAST = 1e-4
 
@@ -40,7 +48,8 @@ class Task(NamedTuple):
         rng: CPU generator for the noise.
         t: (B,) times, drawn from the student's law.
         done: share of the training that is done, in [0, 1).
-        critic: what learns beside the student, for methods that want one.
+        beside: what learns beside the student, by name; see ``Method.beside``.
+        step: its number, from 0, since the method began.
     """
 
     x_0: Tensor
@@ -48,7 +57,8 @@ class Task(NamedTuple):
     rng: torch.Generator
     t: Tensor
     done: float
-    critic: Denoiser | None = None
+    beside: Mapping[str, nn.Module] = MappingProxyType({})
+    step: int = 0
 
 
 class Method(ABC):
@@ -60,14 +70,16 @@ class Method(ABC):
         law: mean and standard deviation of the log of the noise, in units of the data's, at which the student is
             taught; None for the teacher's.
         pace: of the student, as a share of the learning rate.
-        critic: whether a second network, which gives the mean, learns beside the student.
+        momentum: whether the optimiser may keep a momentum of gradients.
+        lead: steps with which it begins, and that are quicker than the others.
     """
 
     gives: str
     stages: int = 1
     law: tuple[float, float] | None = None
     pace: float = 1.0
-    critic: bool = False
+    momentum: bool = True
+    lead: int = 0
 
     @abstractmethod
     def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
@@ -78,6 +90,22 @@ class Method(ABC):
             teacher: what is not: the run's own weights, or of a later stage the student's average.
             task: what the student learns from in this step.
         """
+
+    def beside(self, teacher: Denoiser) -> dict[str, nn.Module]:
+        """Return the networks that learn beside the student at the full learning rate, by name: usually none.
+
+        Args:
+            teacher: as the lesson begins.
+        """
+        return {}
+
+    def finish(self, student: Denoiser) -> Method | None:
+        """Return the method that has the last FINISH of the training, if it is not this one.
+
+        Args:
+            student: as the lesson begins.
+        """
+        return None
 
     def stops(self, schedule: Schedule, calls: int, sigma_data: float) -> Tensor:
         """Return the times of the student's usual way back, (calls + 1,) that fall to 0.
@@ -160,6 +188,12 @@ def own_weight(student: Denoiser, now: Instant) -> Tensor:
     """
     time = as_time(now)
     return weight(student.parameterisation, student.process.schedule, time, student.sigma_data, torch.ones_like(time))
+
+
+def still(model: nn.Module, *inputs: Any) -> Any:
+    """Return what a model says of inputs, so that its weights get no gradient from it."""
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return functional_call(model, weights, inputs)
 
 
 @contextmanager

@@ -37,7 +37,7 @@ class ConsistencyTuning(Method):
     law = (-0.4, 2.0)  # Geng et al. 2406.14548, at sigma_data = 0.5
 
     def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
-        x_0, cond, rng, t, done, _ = task
+        x_0, cond, rng, t, done, *_ = task
         schedule, sd = student.process.schedule, student.sigma_data
         noise, now = beginning(schedule, t)
         share = 2.0 ** -(1 + int(done * self.doublings)) * (1 + 8 * torch.sigmoid(-noise / (2 * sd)))

@@ -47,7 +47,7 @@ class AlphaFlow(Method):
     gives = "map"
 
     def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
-        x_0, cond, rng, t, done, _ = task
+        x_0, cond, rng, t, done, *_ = task
         a = max(self.least, 1 - done / self.warm)
         line = Lines(student, x_0, randn_like(x_0, rng), t, self.still, rng)
         r = line.at(a * line.end + (1 - a) * line.begin)

@@ -13,21 +13,26 @@ by deceiving C, comes off.
 
 A student of several calls is taught one of its steps at a time, on what its own steps before have made: it learns from
 the states that it will meet. Of the data only the labels are used.
+
+At the end of the training data are asked after all, by rivalry.py: what the teacher does not know of them, and what (1)
+forgives, shows there.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
-from torch.func import functional_call
+from torch import Tensor, nn
 
 from sfumato.denoise import Denoiser, Given
 from sfumato.dist import randn_like
 from sfumato.sampler import Consistency, generate
-from sfumato.schedule import Instant, Schedule
-from sfumato.teaching.base import Method, Task, jumps, noisy
+from sfumato.schedule import Schedule
+from sfumato.teaching.base import Method, Task, jumps, noisy, still
+from sfumato.teaching.rivalry import Rivalry
 
 __all__ = ["Matching"]
 
@@ -47,36 +52,35 @@ class Matching(Method):
     calls: int = 1
     a: float = 1.0
     gives = "end"
-    critic = True
     pace = 0.3  # a critic that cannot follow lets the student fall apart
 
     def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
-        x_0, cond, rng, t, _, critic = task
-        assert critic is not None
-        x = self._drawn(student, x_0, cond, rng)
+        cond, rng, t, critic = task.cond, task.rng, task.t, cast(Denoiser, task.beside["critic"])
+        x = self._own_step(student, task.x_0, cond, rng)
         now = student.process.schedule.at(t)
         x_t = noisy(x, randn_like(x, rng), now)
-        real, fake = teacher(x_t, now, cond).x0, _still(critic, x_t, now, cond)
+        real, fake = teacher(x_t, now, cond).x0, still(critic, x_t, now, cond).x0
         far, off = real - fake, real - x
         w = 1 / off.detach().abs().flatten(1).mean(1).clamp(min=1e-4)
         matching = w * (far * (off - self.a * far)).flatten(1).mean(1)
         return matching + critic.loss(x.detach(), cond, rng, t)
 
+    def beside(self, teacher: Denoiser) -> dict[str, nn.Module]:
+        return {"critic": copy.deepcopy(teacher).requires_grad_(True)}
+
+    def finish(self, student: Denoiser) -> Method:
+        return Rivalry(tuple(self._usual(student).tolist()))
+
     def stops(self, schedule: Schedule, calls: int, sigma_data: float) -> Tensor:
         return jumps(schedule, calls, sigma_data, START, MIDDLE)
 
-    def _drawn(self, student: Denoiser, like: Tensor, cond: Tensor | None, rng: torch.Generator) -> Tensor:
+    def _usual(self, student: Denoiser) -> Tensor:
+        return self.stops(student.process.schedule, self.calls, student.sigma_data)
+
+    def _own_step(self, student: Denoiser, like: Tensor, cond: Tensor | None, rng: torch.Generator) -> Tensor:
         """Return x_0_hat of one of the student's steps, chosen at random, of the shape of ``like``."""
-        stops = self.stops(student.process.schedule, self.calls, student.sigma_data)
-        k = int(torch.randint(0, self.calls, (), generator=rng))
+        stops, k = self._usual(student), int(torch.randint(0, self.calls, (), generator=rng))
         x = student.process.prior(like, float(stops[0])).sample(rng)
         if k:
             x = generate(Given(student, cond), Consistency(), x, stops[: k + 1], rng=rng)
         return student(x, student.process.schedule.at(stops[k].expand(len(x))), cond).x0
-
-
-def _still(model: Denoiser, x_t: Tensor, now: Instant, cond: Tensor | None) -> Tensor:
-    """Return x_0_hat of a model whose weights get no gradient from it."""
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    estimate: Tensor = functional_call(model, weights, (x_t, now, cond)).x0
-    return estimate

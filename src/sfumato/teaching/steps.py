@@ -44,7 +44,7 @@ class Progressive(Method):
         return halved(schedule, calls, self.stages)[:: 2**self.stages]
 
     def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
-        x_0, cond, rng, t, done, _ = task
+        x_0, cond, rng, t, done, *_ = task
         schedule = student.process.schedule
         steps = self.calls * 2 ** (self.stages - 1 - int(done * self.stages))
         stops = halved(schedule, self.calls, self.stages)[:: self.calls * 2**self.stages // (2 * steps)]
