@@ -1,6 +1,7 @@
 """Students as runs: taught, resumed to the same bits, drawn from in their few calls, and refused where they must be."""
 
 import json
+import math
 import shutil
 from functools import cache
 
@@ -17,7 +18,7 @@ from sfumato.engine.run import Run
 from sfumato.engine.session import SETTLED
 from sfumato.engine.trainer import Trainer
 from sfumato.errors import UserError
-from sfumato.teaching import METHODS, Matching, Rivalry
+from sfumato.teaching import FINISH, METHODS, Matching, Rivalry
 from sfumato.verbs.words import Method
 from sfumato.weighting import LogNormal
 
@@ -127,13 +128,26 @@ def test_a_rivalry_that_is_interrupted_ends_with_the_same_bits(taught, tmp_path,
         return made
 
     whole = trainer("whole", 15)
-    assert whole.lesson.begun == 9
+    assert whole.lesson.begun == math.ceil(15 * (1 - FINISH))
     assert isinstance(whole.lesson.method, Rivalry)
     for stop in (4, 12):
         trainer(f"part{stop}", stop).save()
         again = trainer(f"part{stop}", 15 - stop)
         for ours, theirs in zip(again.ema.parameters(), whole.ema.parameters(), strict=True):
             assert torch.equal(ours, theirs)
+
+
+def test_a_rivalry_begins_with_the_average_and_averages_anew(taught, tmp_path, quick_to_turn):
+    """In its first step only the heads learn: student and average are then what matching had come to, in the mean."""
+    trainer = untrained(taught("matching"), tmp_path / "anew", 10)
+    while not trainer.lesson.begun:
+        matched = [parameter.clone() for parameter in trainer.short.parameters()]
+        trainer.advance()
+    for model in (trainer.model, trainer.ema, trainer.short):
+        for ours, theirs in zip(model.parameters(), matched, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    trainer.keep_averages()
+    assert [path.name for path in trainer.run.averages.glob("average-*")] == ["average-00000001.safetensors"]
 
 
 def test_what_goes_back_from_a_rivalry_is_matched_again(taught, tmp_path, quick_to_turn):
@@ -147,11 +161,17 @@ def test_what_goes_back_from_a_rivalry_is_matched_again(taught, tmp_path, quick_
         trainer.advance()
     assert trainer.model.denoiser.law == LogNormal(*Rivalry.law) != law
     assert not trainer.optimizer.muon.weights
+    assert list(trainer.learning.paces().values()) == [Rivalry.pace, Rivalry.pace_beside]
     trainer.go_back()
     assert trainer.model.denoiser.law == law
     assert trainer.optimizer.muon.weights
     assert len(trainer.parameters) == learning
     assert isinstance(trainer.lesson.method, Matching)
+
+
+def test_another_method_is_said_where_it_begins(teacher, tmp_path, capsys):
+    sfumato.distill(teacher, steps=10, batch=4, out=str(tmp_path / "s"))
+    assert capsys.readouterr().out.count("step 6: from here on by rivalry") == 1
 
 
 def test_a_timed_student_fixes_its_steps_early(teacher, tmp_path):

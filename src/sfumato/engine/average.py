@@ -95,10 +95,16 @@ class Averages:
 
         Args:
             folder: of the averages.
-            step: after which they are.
+            step: after which they are, counted from where they began.
             tensors: what ``tensors`` returned.
         """
         write_weights(folder / f"average-{step:08d}.safetensors", tensors, {"weights": str(step)})
+
+    @staticmethod
+    def forget(folder: Path) -> None:
+        """Remove what was kept: averages begin anew."""
+        for _, path in _kept(folder):
+            path.unlink(missing_ok=True)
 
 
 def reconstructed(folder: Path, kept: float, horizon: float) -> dict[str, Tensor]:
@@ -113,7 +119,7 @@ def reconstructed(folder: Path, kept: float, horizon: float) -> dict[str, Tensor
         UserError: an impossible horizon, or files that are missing or damaged.
     """
     gamma = power(horizon)
-    files = sorted((int(match[1]), path) for path in folder.glob("average-*") if (match := NAME.fullmatch(path.name)))
+    files = _kept(folder)
     if not files:
         raise UserError(f"{folder}: no averages were kept of this run: leave --ema out")
     own = {"long": power(kept), "short": power(kept / 2)}
@@ -127,6 +133,11 @@ def reconstructed(folder: Path, kept: float, horizon: float) -> dict[str, Tensor
             part = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
             total = {key: total.get(key, 0.0) + factor * t.double() for key, t in part.items()}
     return {key: tensor.float() for key, tensor in total.items()}
+
+
+def _kept(folder: Path) -> list[tuple[int, Path]]:
+    """Return the step and the file of all that were kept, in order."""
+    return sorted((int(match[1]), path) for path in folder.glob("average-*") if (match := NAME.fullmatch(path.name)))
 
 
 def combination(places: Sequence[tuple[float, float]], wanted: tuple[float, float]) -> NDArray[np.float64]:

@@ -87,10 +87,12 @@ def config_of(teacher: Config, method: str, wanted: Wanted, choices: Choices) ->
         wanted: what was asked for.
         choices: collects what is chosen.
     """
+    way = METHODS[method](wanted.calls)
     rule: Rule = "adamw" if teacher.model.network == "mlp" else "muon"
     return replace(
         wanted.config(teacher, USUAL, choices),
-        model=_model(teacher.model, METHODS[method](wanted.calls), wanted.calls, choices),
+        model=_model(teacher.model, way, wanted.calls, choices),
+        ema=way.ema or teacher.ema,
         optimizer=choices.take("optimizer", None, rule, "as for its teacher's kind of network"),
     )
 

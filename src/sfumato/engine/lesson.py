@@ -155,7 +155,9 @@ class Objective(nn.Module):
         """Return what learns now, each with its share of the learning rate."""
         if self.lesson is None:
             return {self.denoiser: 1.0}
-        return {self.denoiser: self.lesson.method.pace} | dict.fromkeys(self.lesson.learning, 1.0)
+        return {self.denoiser: self.lesson.method.pace} | dict.fromkeys(
+            self.lesson.learning, self.lesson.method.pace_beside
+        )
 
     def forward(self, x_0: Tensor, cond: Tensor | None, rng: torch.Generator, t: Tensor) -> Tensor:
         """Return the loss of each example, (B,); arguments as for ``Denoiser.loss``."""

@@ -95,6 +95,7 @@ class Session:
             self._compile()
         while trainer.step < trainer.total:
             trainer.advance()
+            self._tell_method()
             due = self._decide(interrupt)
             trainer.total = int(due.total)
             if due.log or trainer.reads_every_step:
@@ -229,6 +230,13 @@ class Session:
         if speed and pace:
             left = duration((trainer.total - trainer.step) * pace)
             self.watch.update(trainer.step, trainer.total, f"loss {loss:.4f}  {speed:,.0f} items/s  {left} left")
+
+    def _tell_method(self) -> None:
+        """Say with the first step of another method why the loss is not what it was."""
+        lesson = self.trainer.lesson
+        if lesson is not None and 0 < lesson.begun == self.trainer.step - 1:
+            name = type(lesson.method).__name__.lower()
+            self.watch.say(f"step {self.trainer.step}: from here on by {name}, whose loss is another")
 
     def _tell_faults(self) -> None:
         """Name the pictures that turned out to be bad when their turn came, once each."""

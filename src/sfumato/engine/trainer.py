@@ -108,6 +108,20 @@ class Trainer:
         self.parameters = [parameter for module in paces for parameter in module.parameters()]
         self.optimizer = Optimizer(self.config.optimizer, paces, momentum=method is None or method.momentum)
 
+    @torch.no_grad()
+    def _begin_anew(self) -> None:
+        """Begin another method: with the shorter average of what the one before has made, and averages of its own."""
+        for own, average in zip(self.model.parameters(), self.short.parameters(), strict=True):
+            own.copy_(average)
+        self._take_up()
+        if self.workers.leads:
+            self.averages.forget(self.run.averages)
+
+    @property
+    def taught(self) -> int:
+        """Steps done by the method of now: what another one did is not averaged with them."""
+        return self.step - (0 if self.lesson is None else self.lesson.begun)
+
     # ── One step ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def advance(self) -> Tensor:
@@ -117,7 +131,7 @@ class Trainer:
             This worker's share of the mean loss, on the device; the shares of all workers add up to it.
         """
         if self.lesson is not None and self.lesson.go_on(self.step, self.total, self.ema):
-            self._take_up()
+            self._begin_anew()
         index = self.order(self.step)
         t = self.model.denoiser.times(len(index), stream(self.config.seed, TIMES, self.step))
         self.optimizer.zero_grad()
@@ -138,7 +152,7 @@ class Trainer:
         unfit = alike((~norm.isfinite()).float(), self.parameters[0])
         self.optimizer.step(self.rate(self.step + 1), unfit)
         self.step += 1
-        self.averages.update(self.step)
+        self.averages.update(self.taught)
         self._recent.append((self.step, share, norm))
         return share
 
@@ -278,7 +292,7 @@ class Trainer:
         tensors = self.averages.tensors()
         with self.workers.together():
             if self.workers.leads:
-                self.averages.keep(self.run.averages, self.step, tensors)
+                self.averages.keep(self.run.averages, self.taught, tensors)
 
     def go_back(self) -> None:
         """Return to the last good checkpoint, at half the learning rate."""

@@ -33,7 +33,7 @@ __all__ = [
     "time_of",
 ]  # fmt: skip
 
-FINISH = 0.4
+FINISH = 0.5
 """Share of the training, at its end, that a method leaves to another if it has one to finish; see ``Method.finish``."""
 
 R_LEAST = 1e-4
@@ -70,7 +70,9 @@ class Method(ABC):
         law: mean and standard deviation of the log of the noise, in units of the data's, at which the student is
             taught; None for the teacher's.
         pace: of the student, as a share of the learning rate.
+        pace_beside: of what learns beside it.
         momentum: whether the optimiser may keep a momentum of gradients.
+        ema: horizon of the student's average, as a share of what it is taught; None for the teacher's.
         lead: steps with which it begins, and that are quicker than the others.
     """
 
@@ -78,7 +80,9 @@ class Method(ABC):
     stages: int = 1
     law: tuple[float, float] | None = None
     pace: float = 1.0
+    pace_beside: float = 1.0
     momentum: bool = True
+    ema: float | None = None
     lead: int = 0
 
     @abstractmethod
@@ -92,7 +96,7 @@ class Method(ABC):
         """
 
     def beside(self, teacher: Denoiser) -> dict[str, nn.Module]:
-        """Return the networks that learn beside the student at the full learning rate, by name: usually none.
+        """Return the networks that learn beside the student, by name: usually none.
 
         Args:
             teacher: as the lesson begins.
@@ -101,6 +105,8 @@ class Method(ABC):
 
     def finish(self, student: Denoiser) -> Method | None:
         """Return the method that has the last FINISH of the training, if it is not this one.
+
+        It begins with the average of half the horizon, and its own average begins with it.
 
         Args:
             student: as the lesson begins.

@@ -50,6 +50,7 @@ class Rivalry(Method):
     gives = "end"
     law = (-0.8, 1.2)
     pace = 0.1
+    pace_beside = 10.0  # heads that fall behind let the student leave parts of the data out
     momentum = False
     lead = 40  # steps in which the heads learn and the student waits
 
