@@ -176,7 +176,7 @@ def test_another_method_is_said_where_it_begins(teacher, tmp_path, capsys):
 
 def test_a_timed_student_fixes_its_steps_early(teacher, tmp_path):
     """Its loss depends on how far it is: the number of steps must not change once it matters, and is saved at once."""
-    run = sfumato.distill(teacher, time="3s", batch=4, out=str(tmp_path / "timed"))
+    run = sfumato.distill(teacher, method="consistency", time="3s", batch=4, out=str(tmp_path / "timed"))
     saves = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if '"save"' in line]
     assert SETTLED in [save["step"] for save in saves]
     notes = checkpoint.load(run / "checkpoints").notes
