@@ -183,6 +183,16 @@ def test_a_timed_student_fixes_its_steps_early(teacher, tmp_path):
     assert int(notes["step"]) == int(notes["total"]) > SETTLED
 
 
+def test_a_timed_student_fixes_its_steps_again_where_another_method_begins(teacher, tmp_path, quick_to_turn):
+    """Its steps take another time: their number is planned anew, and saved as soon as their pace is known."""
+    run = sfumato.distill(teacher, time="10s", batch=4, out=str(tmp_path / "timed"))
+    saves = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if '"save"' in line]
+    notes = checkpoint.load(run / "checkpoints").notes
+    again = int(notes["begun"]) + Rivalry.lead + SETTLED
+    assert {SETTLED, again} <= {save["step"] for save in saves}
+    assert int(notes["step"]) == int(notes["total"]) > again
+
+
 def test_a_finished_student_is_finished(student, capsys):
     before = everything(student / "checkpoints")
     assert main(["resume", str(student)]) == 0

@@ -11,7 +11,7 @@ from sfumato.dist import stream
 from sfumato.nn import UNet
 from sfumato.teaching import Matching, Task, base
 from sfumato.teaching.base import still
-from sfumato.teaching.rivalry import Adversary, Rivalry, drawn_by, overheard
+from sfumato.teaching.rivalry import Adversary, drawn_by, heard, overheard
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def teacher():
 def rivals():
     """A student of one call, its teacher, and a rivalry's task of some step, with heads that are not blank."""
     student, teacher = mlp("end"), mlp("mean", seed=2).requires_grad_(False)
-    method = Rivalry(tuple(Matching()._usual(student).tolist()))
+    method = Matching().finish(student)
     beside = method.beside(teacher)
     x_0, t = line().sample(64, stream(21)).float(), student.times(64, stream(20))
     return method, student, teacher, beside, lambda step: Task(x_0, None, stream(19), t, 0.0, beside, step)
@@ -51,8 +51,7 @@ def test_rivals_play_for_the_same_stake():
     now = student.process.schedule.at(t)
     d = []
     for each in (x_0, x):
-        with overheard(teacher.network) as features:
-            teacher(base.noisy(each, torch.randn(64, 1, generator=rng), now), now, None)
+        features = heard(teacher, base.noisy(each, torch.randn(64, 1, generator=rng), now), now, None)
         d.append(still(task(0).beside["adversary"], features, None))
     torch.testing.assert_close(heads - student_s, d[1] - d[0], atol=1e-5, rtol=1e-4)
 
@@ -86,8 +85,6 @@ def test_what_is_overheard_is_what_the_network_is_built_of():
 
 def test_a_rival_mends_what_a_student_does_wrong(teacher):
     """A student whose samples lie beside the data comes back to their law: mean and spread, which nobody told it."""
-    student = mlp("end")
-    student.load_state_dict(teacher.state_dict(), strict=False)
     method = Matching()
     student = taught(method, teacher, 300)
     with torch.no_grad():

@@ -108,11 +108,9 @@ class Trainer:
         self.parameters = [parameter for module in paces for parameter in module.parameters()]
         self.optimizer = Optimizer(self.config.optimizer, paces, momentum=method is None or method.momentum)
 
-    @torch.no_grad()
     def _begin_anew(self) -> None:
         """Begin another method: with the shorter average of what the one before has made, and averages of its own."""
-        for own, average in zip(self.model.parameters(), self.short.parameters(), strict=True):
-            own.copy_(average)
+        self.model.load_state_dict(self.short.state_dict())
         self._take_up()
         if self.workers.leads:
             self.averages.forget(self.run.averages)

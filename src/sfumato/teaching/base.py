@@ -29,7 +29,7 @@ from sfumato.schedule import Instant, Schedule, as_time
 from sfumato.weighting import weight
 
 __all__ = [
-    "Method", "Task", "beginning", "error_of", "jumps", "noisy", "own_weight", "same_dropout", "still",
+    "FINISH", "Method", "Task", "beginning", "error_of", "jumps", "noisy", "own_weight", "same_dropout", "still",
     "time_of",
 ]  # fmt: skip
 

@@ -52,7 +52,7 @@ class Matching(Method):
     calls: int = 1
     a: float = 1.0
     gives = "end"
-    ema = 0.25  # rivals go in circles: what comes nearest to the data is the middle
+    ema = 0.25  # for its finish: rivals go in circles, and what comes nearest to the data is the middle
     pace = 0.3  # a critic that cannot follow lets the student fall apart
 
     def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:

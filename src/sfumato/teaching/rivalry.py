@@ -55,7 +55,7 @@ class Rivalry(Method):
     lead = 40  # steps in which the heads learn and the student waits
 
     def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
-        x_0, cond, rng, t = task.x_0, task.cond, task.rng, task.t
+        x_0, cond, rng, t, *_ = task
         learns = task.step >= self.lead and task.step % 2 == 1
         with torch.set_grad_enabled(learns):
             x = drawn_by(student, self.way, x_0, cond, rng)
