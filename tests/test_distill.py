@@ -18,7 +18,7 @@ from sfumato.engine.run import Run
 from sfumato.engine.session import SETTLED
 from sfumato.engine.trainer import Trainer
 from sfumato.errors import UserError
-from sfumato.teaching import FINISH, METHODS, Matching, Rivalry
+from sfumato.teaching import METHODS, Matching, Rivalry
 from sfumato.verbs.words import Method
 from sfumato.weighting import LogNormal
 
@@ -32,7 +32,12 @@ def teacher(tmp_path_factory):
 @pytest.fixture(scope="module")
 def taught(teacher):
     """A student by a method, each taught once."""
-    return cache(lambda m: sfumato.distill(teacher, method=m, steps=1, batch=8, out=str(teacher.parent / m)))
+
+    def student(method, calls=1):
+        out = str(teacher.parent / f"{method}{calls}")
+        return sfumato.distill(teacher, calls=calls, method=method, steps=1, batch=8, out=out)
+
+    return cache(student)
 
 
 def untrained(run, folder, steps=9):
@@ -122,15 +127,15 @@ def test_a_rivalry_that_is_interrupted_ends_with_the_same_bits(taught, tmp_path,
     """Before it begins, and in the midst of it: heads, law and turn are in the checkpoint, momentum is not."""
 
     def trainer(name, steps=0):
-        made = untrained(taught("matching"), tmp_path / name, 15)
+        made = untrained(taught("matching", 2), tmp_path / name, 15)
         for _ in range(steps):
             made.advance()
         return made
 
     whole = trainer("whole", 15)
-    assert whole.lesson.begun == math.ceil(15 * (1 - FINISH))
+    assert whole.lesson.begun == math.ceil(15 * (1 - whole.lesson.method.share))
     assert isinstance(whole.lesson.method, Rivalry)
-    for stop in (4, 12):
+    for stop in (4, 13):
         trainer(f"part{stop}", stop).save()
         again = trainer(f"part{stop}", 15 - stop)
         for ours, theirs in zip(again.ema.parameters(), whole.ema.parameters(), strict=True):
@@ -139,7 +144,7 @@ def test_a_rivalry_that_is_interrupted_ends_with_the_same_bits(taught, tmp_path,
 
 def test_a_rivalry_begins_with_the_average_and_averages_anew(taught, tmp_path, quick_to_turn):
     """In its first step only the heads learn: student and average are then what matching had come to, in the mean."""
-    trainer = untrained(taught("matching"), tmp_path / "anew", 10)
+    trainer = untrained(taught("matching", 2), tmp_path / "anew", 10)
     while not trainer.lesson.begun:
         matched = [parameter.clone() for parameter in trainer.short.parameters()]
         trainer.advance()
@@ -152,7 +157,7 @@ def test_a_rivalry_begins_with_the_average_and_averages_anew(taught, tmp_path, q
 
 def test_what_goes_back_from_a_rivalry_is_matched_again(taught, tmp_path, quick_to_turn):
     """Law, optimiser and what learns are those of the method that taught at the checkpoint."""
-    trainer = untrained(taught("matching"), tmp_path / "back", 10)
+    trainer = untrained(taught("matching", 2), tmp_path / "back", 10)
     for _ in range(3):
         trainer.advance()
     trainer.save()
@@ -170,8 +175,14 @@ def test_what_goes_back_from_a_rivalry_is_matched_again(taught, tmp_path, quick_
 
 
 def test_another_method_is_said_where_it_begins(teacher, tmp_path, capsys):
-    sfumato.distill(teacher, steps=10, batch=4, out=str(tmp_path / "s"))
-    assert capsys.readouterr().out.count("step 6: from here on by rivalry") == 1
+    sfumato.distill(teacher, calls=2, steps=10, batch=4, out=str(tmp_path / "s"))
+    assert capsys.readouterr().out.count("step 7: from here on by rivalry") == 1
+
+
+def test_a_student_of_one_call_is_matched_to_the_end(teacher, tmp_path, capsys):
+    run = sfumato.distill(teacher, calls=1, steps=10, batch=4, out=str(tmp_path / "s"))
+    assert "by rivalry" not in capsys.readouterr().out
+    assert read_config(run / "config.toml").ema == read_config(teacher / "config.toml").ema
 
 
 def test_a_timed_student_fixes_its_steps_early(teacher, tmp_path):
@@ -185,7 +196,7 @@ def test_a_timed_student_fixes_its_steps_early(teacher, tmp_path):
 
 def test_a_timed_student_fixes_its_steps_again_where_another_method_begins(teacher, tmp_path, quick_to_turn):
     """Its steps take another time: their number is planned anew, and saved as soon as their pace is known."""
-    run = sfumato.distill(teacher, time="10s", batch=4, out=str(tmp_path / "timed"))
+    run = sfumato.distill(teacher, calls=2, time="10s", batch=4, out=str(tmp_path / "timed"))
     saves = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if '"save"' in line]
     notes = checkpoint.load(run / "checkpoints").notes
     again = int(notes["begun"]) + Rivalry.lead + SETTLED

@@ -9,7 +9,7 @@ from oracles import line
 from pupils import mlp, taught, trained
 from sfumato.dist import stream
 from sfumato.nn import UNet
-from sfumato.teaching import Matching, Task, base
+from sfumato.teaching import Matching, Rivalry, Task, base
 from sfumato.teaching.base import still
 from sfumato.teaching.rivalry import Adversary, drawn_by, heard, overheard
 
@@ -19,10 +19,15 @@ def teacher():
     return trained()
 
 
+def rivalry(student):
+    """Of a student of one call, on its usual way."""
+    return Rivalry(tuple(Matching().stops(student.process.schedule, 1, student.sigma_data).tolist()))
+
+
 def rivals():
     """A student of one call, its teacher, and a rivalry's task of some step, with heads that are not blank."""
     student, teacher = mlp("end"), mlp("mean", seed=2).requires_grad_(False)
-    method = Matching().finish(student)
+    method = rivalry(student)
     beside = method.beside(teacher)
     x_0, t = line().sample(64, stream(21)).float(), student.times(64, stream(20))
     return method, student, teacher, beside, lambda step: Task(x_0, None, stream(19), t, 0.0, beside, step)
@@ -85,15 +90,14 @@ def test_what_is_overheard_is_what_the_network_is_built_of():
 
 def test_a_rival_mends_what_a_student_does_wrong(teacher):
     """A student whose samples lie beside the data comes back to their law: mean and spread, which nobody told it."""
-    method = Matching()
-    student = taught(method, teacher, 300)
+    student = taught(Matching(), teacher, 300)
     with torch.no_grad():
         student.network.outlet.bias += 0.3
-    rival = method.finish(student)
+    rival = rivalry(student)
     beside = rival.beside(teacher)
     learning = [{"params": student.parameters(), "lr": 2e-4}, {"params": beside["adversary"].parameters(), "lr": 2e-3}]
     optimiser = torch.optim.Adam(learning, betas=(0.0, 0.99))
-    before = off_law(student, method)
+    before = off_law(student)
     for k in range(600):
         x_0 = line().sample(512, stream(28, k)).float()
         task = Task(x_0, None, stream(29, k), student.times(512, stream(30, k)), 0.0, beside, k)
@@ -101,11 +105,11 @@ def test_a_rival_mends_what_a_student_does_wrong(teacher):
         rival.loss(student, teacher, task).mean().backward()
         optimiser.step()
     assert before > 0.15
-    assert off_law(student, method) < 0.3 * before
+    assert off_law(student) < 0.3 * before
 
 
-def off_law(student, method):
+def off_law(student):
     """Wasserstein-1 distance of the student's samples to the data."""
     with torch.no_grad():
-        x = drawn_by(student, method.finish(student).way, torch.zeros(4000, 1), None, stream(31))
+        x = drawn_by(student, rivalry(student).way, torch.zeros(4000, 1), None, stream(31))
     return float((x.sort(0).values - line().sample(4000, stream(32)).sort(0).values).abs().mean())

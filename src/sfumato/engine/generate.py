@@ -164,7 +164,8 @@ def drawing(folder: Path, wish: Wish, wanted: str | None, device: str, threads: 
         way = replace(way, label=model.label(wanted))
     only = "" if way.label is None else f"-{way.label}"
     only += "" if wish.ema is None else f"-ema{wish.ema:g}"
-    out = run.samples / f"step{notes['step']}-seed{way.seed}-{way.method}-{way.grid}-{way.steps}{only}"
+    grid = "own" if model.stops and way.grid == model.way()[2] else way.grid  # its times would make a long name
+    out = run.samples / f"step{notes['step']}-seed{way.seed}-{way.method}-{grid}-{way.steps}{only}"
     pages_kept()
     with threaded(count):
         yield Draws(model, way, run.recipe(model, notes) | asdict(way), out, kind, count)

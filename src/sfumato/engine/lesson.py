@@ -23,7 +23,7 @@ from sfumato.engine.neon import SelfTraining, corrected
 from sfumato.engine.run import Run, restore
 from sfumato.errors import choose
 from sfumato.models.diffusion import Diffusion
-from sfumato.teaching import FINISH, METHODS, Method, Task
+from sfumato.teaching import METHODS, Method, Task
 from sfumato.weighting import LogNormal
 
 __all__ = ["Lesson", "Objective"]
@@ -48,9 +48,9 @@ class Lesson:
         self.teacher = replace(run.config.model, gives="mean").build(model.codec, model.classes)
         restore(self.teacher, weights, "", run.teacher)
         last = first.finish(model.denoiser)
-        self.methods = (first,) if last is None else (first, last)
-        self.own = [method.beside(self.teacher.denoiser) for method in self.methods]
-        self.beside = nn.ModuleDict({who: each for own in self.own for who, each in own.items()}).to(device)
+        methods = (first,) if last is None else (first, last)
+        self.methods = {method: method.beside(self.teacher.denoiser) for method in methods}
+        self.beside = nn.ModuleDict({k: v for own in self.methods.values() for k, v in own.items()}).to(device)
         self.teacher.to(device).requires_grad_(False).eval()
         model.load_state_dict(weights, strict=False)  # what hears a step's end is the student's own
         self.run, self.student, self.law = run, model.denoiser, model.denoiser.law
@@ -60,7 +60,7 @@ class Lesson:
     @property
     def method(self) -> Method:
         """The one that teaches now."""
-        return self.methods[self.begun > 0]
+        return list(self.methods)[self.begun > 0]
 
     @property
     def steady(self) -> int:
@@ -70,7 +70,7 @@ class Lesson:
     @property
     def learning(self) -> list[nn.Module]:
         """What learns beside the student now."""
-        return list(self.own[self.begun > 0].values())
+        return list(self.methods[self.method].values())
 
     def shown(self, dataset: Dataset) -> Dataset:
         """Return what the student is shown: the run's data, or what the teacher drew."""
@@ -103,7 +103,8 @@ class Lesson:
             Whether another method begins with this step.
         """
         self.step, self.done = step, step / total
-        if len(self.methods) > 1 and not self.begun and self.done >= 1 - FINISH:
+        *_, last = self.methods
+        if last is not self.method and self.done >= 1 - last.share:
             self._begin(step)
             return True
         if int(self.done * self.method.stages) > self.stage:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from sfumato.teaching.base import FINISH, Method, Task, jumps
+from sfumato.teaching.base import Method, Task, jumps
 from sfumato.teaching.consistency import ConsistencyTuning
 from sfumato.teaching.lines import AlphaFlow, MeanFlow
 from sfumato.teaching.matching import Matching
@@ -10,7 +10,7 @@ from sfumato.teaching.rivalry import Rivalry
 from sfumato.teaching.steps import Direct, Progressive, between, halved
 
 __all__ = [
-    "FINISH", "METHODS", "AlphaFlow", "ConsistencyTuning", "Direct", "Matching", "MeanFlow", "Method", "Progressive",
+    "METHODS", "AlphaFlow", "ConsistencyTuning", "Direct", "Matching", "MeanFlow", "Method", "Progressive",
     "Rivalry", "Task", "between", "halved", "jumps",
 ]  # fmt: skip
 

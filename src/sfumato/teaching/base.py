@@ -29,12 +29,8 @@ from sfumato.schedule import Instant, Schedule, as_time
 from sfumato.weighting import weight
 
 __all__ = [
-    "FINISH", "Method", "Task", "beginning", "error_of", "jumps", "noisy", "own_weight", "same_dropout", "still",
-    "time_of",
+    "Method", "Task", "beginning", "error_of", "jumps", "noisy", "own_weight", "same_dropout", "still", "time_of",
 ]  # fmt: skip
-
-FINISH = 0.5
-"""Share of the training, at its end, that a method leaves to another if it has one to finish; see ``Method.finish``."""
 
 R_LEAST = 1e-4
 
@@ -72,8 +68,8 @@ class Method(ABC):
         pace: of the student, as a share of the learning rate.
         pace_beside: of what learns beside it.
         momentum: whether the optimiser may keep a momentum of gradients.
-        ema: horizon of the student's average, as a share of what it is taught; None for the teacher's.
         lead: steps with which it begins, and that are quicker than the others.
+        share: of the training, at its end, that it has where it finishes what another began.
     """
 
     gives: str
@@ -82,8 +78,13 @@ class Method(ABC):
     pace: float = 1.0
     pace_beside: float = 1.0
     momentum: bool = True
-    ema: float | None = None
     lead: int = 0
+    share: float = 1.0
+
+    @property
+    def ema(self) -> float | None:
+        """Horizon of the student's average, as a share of what it is taught; None for the teacher's."""
+        return None
 
     @abstractmethod
     def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
@@ -104,7 +105,7 @@ class Method(ABC):
         return {}
 
     def finish(self, student: Denoiser) -> Method | None:
-        """Return the method that has the last FINISH of the training, if it is not this one.
+        """Return the method that has its share of the training at the end, if it is not this one.
 
         It begins with the average of half the horizon, and its own average begins with it.
 

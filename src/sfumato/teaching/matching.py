@@ -14,8 +14,9 @@ by deceiving C, comes off.
 A student of several calls is taught one of its steps at a time, on what its own steps before have made: it learns from
 the states that it will meet. Of the data only the labels are used.
 
-At the end of the training data are asked after all, by rivalry.py: what the teacher does not know of them, and what (1)
-forgives, shows there.
+At the end of the training of several calls data are asked after all, by rivalry.py: what the teacher does not know of
+them, and what (1) forgives, shows there. One call alone is not near enough to the data after minutes: rivalry then let
+recall fall (measured).
 """
 
 from __future__ import annotations
@@ -52,8 +53,12 @@ class Matching(Method):
     calls: int = 1
     a: float = 1.0
     gives = "end"
-    ema = 0.25  # for its finish: rivals go in circles, and what comes nearest to the data is the middle
     pace = 0.3  # a critic that cannot follow lets the student fall apart
+
+    @property
+    def ema(self) -> float | None:
+        # for its finish: rivals go in circles, and what comes nearest to the data is the middle
+        return 0.25 if self.calls > 1 else None
 
     def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
         cond, rng, t, critic = task.cond, task.rng, task.t, cast(Denoiser, task.beside["critic"])
@@ -69,8 +74,8 @@ class Matching(Method):
     def beside(self, teacher: Denoiser) -> dict[str, nn.Module]:
         return {"critic": copy.deepcopy(teacher).requires_grad_(True)}
 
-    def finish(self, student: Denoiser) -> Method:
-        return Rivalry(tuple(self._usual(student).tolist()))
+    def finish(self, student: Denoiser) -> Method | None:
+        return Rivalry(tuple(self._usual(student).tolist())) if self.calls > 1 else None
 
     def stops(self, schedule: Schedule, calls: int, sigma_data: float) -> Tensor:
         return jumps(schedule, calls, sigma_data, START, MIDDLE)

@@ -44,9 +44,11 @@ class Rivalry(Method):
 
     Attributes:
         way: times of the student's way back, falling to 0.
+        share: as of every method.
     """
 
     way: tuple[float, ...]
+    share: float = 0.4
     gives = "end"
     law = (-0.8, 1.2)
     pace = 0.1

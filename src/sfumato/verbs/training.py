@@ -191,9 +191,9 @@ def distill(
     Args:
         run: folder of the teacher's run.
         calls: network calls for which it is taught: 1, 2, 4.
-        method: matching (of the laws: SiD, and at the end rivalry with an adversary; the usual one), consistency
-            (ECT), direct (a step is several of the teacher's), progressive (halving the steps), alphaflow or meanflow
-            (steps of any length, which keep the score too).
+        method: matching (of the laws: SiD, for several calls ending in rivalry with an adversary; the usual one),
+            consistency (ECT), direct (a step is several of the teacher's), progressive (halving the steps), alphaflow
+            or meanflow (steps of any length, which keep the score too).
         time: how long, such as 90s, 10m or 1h; by default 10m.
         steps: how long in steps, instead of a time.
         out: folder of the student's run; by default runs/ and the teacher's name with the calls.
