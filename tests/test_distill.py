@@ -79,6 +79,7 @@ def test_a_student_draws_in_its_calls(method, calls, teacher, tmp_path):
     assert model.denoiser.gives == METHODS[method](calls).gives
     files = sfumato.sample(run, n=3)
     assert len(files) == 4
+    assert f"-own-{calls}" in files[0].parent.name
     told = read_config(run / "config.toml")
     assert (told.student.method, told.student.calls, told.student.teacher) == (method, calls, "digits")
     assert told.student.weights == sfumato.load(teacher).fingerprint()

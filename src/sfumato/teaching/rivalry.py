@@ -44,12 +44,11 @@ class Rivalry(Method):
 
     Attributes:
         way: times of the student's way back, falling to 0.
-        share: as of every method.
     """
 
     way: tuple[float, ...]
-    share: float = 0.4
     gives = "end"
+    share = 0.4
     law = (-0.8, 1.2)
     pace = 0.1
     pace_beside = 10.0  # heads that fall behind let the student leave parts of the data out
