@@ -6,6 +6,7 @@ import sfumato
 from commands import fails
 from sfumato.engine.run import Run
 from sfumato.engine.shipped import PLACE, SHIPPED, names
+from sfumato.engine.trainer import Trainer
 
 
 @pytest.fixture
@@ -32,7 +33,21 @@ def test_each_draws_at_once(name, elsewhere):
 def test_bfloat16_is_asked_only_of_machines_that_have_it(there, elsewhere, monkeypatch):
     """A run says bf16; where that is imitated, several times slower, its model computes in float32."""
     monkeypatch.setattr("sfumato.engine.run.has_bf16", lambda device: there)
-    assert sfumato.load("digits").denoiser.network.precision == ("bf16" if there else "fp32")
+    precision = "bf16" if there else "fp32"
+    assert sfumato.load("digits").denoiser.network.precision == precision
+    student = Run.open(sfumato.distill("digits", steps=1, batch=8, out="student"))
+    trainer = Trainer(student, student.dataset())
+    lesson = trainer.lesson
+    denoisers = trainer.model.denoiser, trainer.ema.denoiser, lesson.teacher.denoiser, lesson.beside["critic"]
+    assert {each.network.precision for each in denoisers} == {precision}
+
+
+def test_that_bfloat16_is_not_asked_is_said(elsewhere, monkeypatch, capsys):
+    monkeypatch.setattr("sfumato.engine.begin.has_bf16", lambda device: False)
+    sfumato.train("moons", steps=1, batch=8, precision="bf16", out="run")
+    assert "computes in fp32: config.toml says bf16" in "".join(capsys.readouterr())
+    sfumato.train("moons", steps=1, batch=8, precision="fp32", out="other")
+    assert "bf16" not in "".join(capsys.readouterr())
 
 
 def test_what_is_there_is_not_written_again(elsewhere):

@@ -154,7 +154,7 @@ def drawing(folder: Path, wish: Wish, wanted: str | None, device: str, threads: 
     count = (run.config.threads or torch.get_num_threads()) if threads is None else threads
     if count < 1:
         raise UserError(f"--threads must be at least 1, got {count}")
-    model, notes = run.load(wish.ema)
+    model, notes = run.load(wish.ema, device)
     kind = device.split(":")[0]
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{Worker.here().local_rank % torch.cuda.device_count()}"

@@ -45,7 +45,7 @@ class Lesson:
         student = run.config.student
         first = choose("method", student.method, METHODS | {"neon": lambda calls: SelfTraining()})(student.calls)
         weights = read_weights(run.teacher, student.weights)
-        self.teacher = replace(run.config.model, gives="mean").build(model.codec, model.classes)
+        self.teacher = run.build(device, gives="mean")
         restore(self.teacher, weights, "", run.teacher)
         last = first.finish(model.denoiser)
         methods = (first,) if last is None else (first, last)

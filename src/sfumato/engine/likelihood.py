@@ -181,8 +181,7 @@ def likelihood(folder: Path, data: str | None, how: How, out: Path | None, devic
     started, run = time.monotonic(), Run.open(folder)
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; choose another --out")
-    precise = replace(run, config=replace(run.config, model=replace(run.config.model, precision="fp32")))
-    model, weights = precise.load()
+    model, weights = run.load(device=device, precision="fp32")
     own = run.dataset()
     datasets, notes = [own], _notes(run, own)
     if data is not None and data != run.config.data:

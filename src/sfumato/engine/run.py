@@ -9,8 +9,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
+import torch
 from torch import nn
 
 from sfumato import __version__
@@ -129,13 +130,16 @@ class Run:
             raise UserError(f"{path}: missing or damaged ({error}); restore it, or train again") from error
         return Run(folder, config, data)
 
-    def build(self, precision: Literal["fp32", "bf16"] | None = None) -> Diffusion:
-        """Return the model with fresh weights.
+    def build(self, device: str | torch.device | None = None, **changes: Any) -> Diffusion:
+        """Return the model with fresh weights; what says bf16 computes in float32 where that arithmetic is missing.
 
         Args:
-            precision: inside the network; by default the run's own.
+            device: where it will compute; by default the fastest found.
+            changes: of the config's model.
         """
-        spec = replace(self.config.model, precision=precision or self.config.model.precision)
+        spec = replace(self.config.model, **changes)
+        if not has_bf16(device or device_of(None)[0]):
+            spec = replace(spec, precision="fp32")
         return spec.build(codec_from(self.data["codec"]), self.data["classes"])
 
     def dataset(self) -> Dataset:
@@ -159,13 +163,15 @@ class Run:
             "step": int(notes["step"]),
         }
 
-    def load(self, ema: float | None = None) -> tuple[Diffusion, dict[str, str]]:
+    def load(
+        self, ema: float | None = None, device: str | torch.device | None = None, **changes: Any
+    ) -> tuple[Diffusion, dict[str, str]]:
         """Return the model with its newest averaged weights, and the notes of the checkpoint.
-
-        What was trained in bfloat16 computes in float32 where that arithmetic is missing.
 
         Args:
             ema: horizon of the average, as a share of the run; by default the run's own.
+            device: where it will compute; by default the fastest found.
+            changes: of the config's model.
 
         Raises:
             UserError: no checkpoint, the newest is damaged, or it is of another model; an impossible horizon, or no
@@ -177,7 +183,7 @@ class Run:
             raise UserError(
                 f"{path}: damaged checkpoint ({reason}); 'sfumato resume {self.folder}' goes on from {found.path.name}"
             )
-        model = self.build(None if has_bf16(device_of(None)[0]) else "fp32")
+        model = self.build(device, **changes)
         restore(model, found.tensors, "ema.", self.checkpoints)
         if ema is not None and ema != self.config.ema:
             own = dict(model.named_parameters())

@@ -78,7 +78,7 @@ class Trainer:
         self.device = _device(self.config.device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(self.config.seed, WEIGHTS).initial_seed())
-            self.model = run.build().to(self.device)
+            self.model = run.build(self.device).to(self.device)
             self.lesson = Lesson(run, self.model, self.device) if self.config.student.method else None
         self.shown = dataset if self.lesson is None else self.lesson.shown(dataset)
         self.order = Order((self.config.seed, ORDER), len(self.shown.items), self.config.batch)

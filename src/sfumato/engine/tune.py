@@ -21,7 +21,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise, zip_longest
 from pathlib import Path
@@ -187,8 +187,7 @@ def tune(folder: Path, calls: int, paths: int, rounds: int, seed: int, device: s
     if paths < BATCH or rounds < 1:
         raise UserError(f"tuning needs at least {BATCH} --paths and one of --rounds, got {paths} and {rounds}")
     started, run = time.monotonic(), Run.open(folder)
-    precise = replace(run, config=replace(run.config, model=replace(run.config.model, precision="fp32")))
-    model, notes = precise.load()
+    model, notes = run.load(device=device, precision="fp32")
     need_mean(model.denoiser, "tuning a sampler")
     model.to(device).requires_grad_(False)
     pages_kept()
@@ -290,7 +289,7 @@ def _chosen(table: Table, run: Run, device: str, show: Watch) -> tuple[Tuned, fl
     except UserError as error:
         show.say(f"taken as learned, for want of examples to compare samples with: {error}")
         return learned, 1.0
-    model, _ = run.load()
+    model, _ = run.load(device=device)
     model.to(device)
     first = Table(table.schedule, table.calls, FIRST * model.denoiser.sigma_data).frozen()
     distances, ways = {0.0: near("the way used so far", model, steps=table.calls)}, {0.0: learned}
