@@ -147,7 +147,7 @@ def test_a_rivalry_begins_with_the_average_and_averages_anew(taught, tmp_path, q
     """In its first step only the heads learn: student and average are then what matching had come to, in the mean."""
     trainer = untrained(taught("matching", 2), tmp_path / "anew", 10)
     while not trainer.lesson.begun:
-        matched = [parameter.clone() for parameter in trainer.short.parameters()]
+        matched = [parameter.clone() for parameter in trainer.ema.parameters()]
         trainer.advance()
     for model in (trainer.model, trainer.ema, trainer.short):
         for ours, theirs in zip(model.parameters(), matched, strict=True):
@@ -180,10 +180,33 @@ def test_another_method_is_said_where_it_begins(teacher, tmp_path, capsys):
     assert capsys.readouterr().out.count("step 7: from here on by rivalry") == 1
 
 
-def test_a_student_of_one_call_is_matched_to_the_end(teacher, tmp_path, capsys):
+@pytest.mark.parametrize(("near", "begins"), [(3, 8), (9, 9)])
+def test_a_student_of_one_call_has_a_rival_once_it_is_near(near, begins, teacher, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sfumato.teaching.matching.NEAR", near)
+    run = sfumato.distill(teacher, calls=1, steps=10, batch=4, out=str(tmp_path / "s"))
+    assert f"step {begins + 1}: from here on by rivalry" in capsys.readouterr().out
+    assert checkpoint.load(run / "checkpoints").notes["horizon"] == str(Rivalry.ema)
+
+
+def test_a_student_of_one_call_is_matched_to_the_end_if_it_never_comes_near(teacher, tmp_path, capsys):
     run = sfumato.distill(teacher, calls=1, steps=10, batch=4, out=str(tmp_path / "s"))
     assert "by rivalry" not in capsys.readouterr().out
-    assert read_config(run / "config.toml").ema == read_config(teacher / "config.toml").ema
+    assert checkpoint.load(run / "checkpoints").notes["horizon"] == str(read_config(teacher / "config.toml").ema)
+
+
+def test_another_average_of_a_rivalry_is_made_of_its_own(taught, tmp_path, quick_to_turn, monkeypatch):
+    """What is kept has the horizon of the method that ended the training, not that of the config."""
+    kept = []
+    monkeypatch.setattr("sfumato.engine.run.reconstructed", lambda _, own, wanted: kept.append((own, wanted)) or {})
+    trainer = untrained(taught("matching", 2), tmp_path / "again", 10)
+    for done, own in ((4, trainer.config.ema), (9, Rivalry.ema)):
+        while trainer.step < done:
+            trainer.advance()
+        trainer.save()
+        trainer.run.load(0.2)
+        trainer.run.load(own)
+        assert kept.pop() == (own, 0.2)
+        assert not kept
 
 
 def test_a_timed_student_fixes_its_steps_early(teacher, tmp_path):

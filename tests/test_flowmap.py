@@ -30,6 +30,7 @@ from sfumato.teaching import (
     halved,
     jumps,
 )
+from sfumato.teaching.base import noisy, still
 from sfumato.weighting import LogNormal
 
 # ── The samplers of exact maps ────────────────────────────────────────────────────────────────────────────────────────
@@ -262,21 +263,27 @@ def test_matching_ends_where_the_laws_are_one(a):
     assert network.std.item() == pytest.approx(0.5, abs=0.02)
 
 
-def test_gradients_of_the_match_spare_the_critic():
-    """It learns by its own loss alone: to denoise what the student draws."""
+def test_one_pass_of_the_critic_serves_both_losses():
+    """The critic learns by its own loss alone, to denoise what the student draws; the student by the match alone."""
     method = Matching()
-    student, critic = mlp("end"), mlp("mean", seed=1)
+    student, critic, teacher = mlp("end"), mlp("mean", seed=1), mlp("mean", seed=2)
     x_0, t = torch.zeros(64, 1), student.times(64, stream(20))
-    task = Task(x_0, None, stream(19), t, 0.0, {"critic": critic})
-    method.loss(student, mlp("mean", seed=2), task).sum().backward()
-    got = [parameter.grad.clone() for parameter in critic.parameters()]
-    critic.zero_grad()
+    loss = method.loss(student, teacher, Task(x_0, None, stream(19), t, 0.0, {"critic": critic}))
+    loss.sum().backward()
+    learns = [*student.parameters(), *critic.parameters()]
+    got = [parameter.grad.clone() for parameter in learns]
+    for parameter in learns:
+        parameter.grad = None
     rng = stream(19)
-    drawn = method._own_step(student, x_0, None, rng).detach()
-    torch.randn(64, 1, generator=rng)
-    critic.loss(drawn, None, rng, t).sum().backward()
-    for ours, theirs in zip(critic.parameters(), got, strict=True):
-        torch.testing.assert_close(ours.grad, theirs)
+    x, now = method._own_step(student, x_0, None, rng), student.process.schedule.at(t)
+    x_t = noisy(x, torch.randn(64, 1, generator=rng.clone_state()), now)
+    own = critic.loss(x.detach(), None, rng, t)
+    real, fake = teacher(x_t, now).x0, still(critic, x_t, now).x0
+    match = ((real - fake) * (real - x - method.a * (real - fake))).mean(1) / (real - x).detach().abs().mean(1)
+    torch.testing.assert_close(loss, match + own)
+    (match + own).sum().backward()
+    for parameter, theirs in zip(learns, got, strict=True):
+        torch.testing.assert_close(parameter.grad, theirs)
 
 
 @dataclass

@@ -202,11 +202,22 @@ class Denoiser(nn.Module):
             rng: CPU generator for the times and the noise.
             t: (B,) times of a larger batch that was drawn as one; by default drawn here.
         """
-        schedule, sd = self.process.schedule, self.sigma_data
         t = self.times(len(x_0), rng) if t is None else t
-        now = schedule.at(t)
+        now = self.process.schedule.at(t)
         eps = self.coupled(x_0, randn_like(x_0, rng), cond)
         estimate = self.forward(spread(now.alpha, x_0) * x_0 + spread(now.sigma, x_0) * eps, now, cond)
+        return self.loss_of(estimate, x_0, eps, t)
+
+    def loss_of(self, estimate: Estimate, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """Return the training loss of an estimate that is made already, (B,).
+
+        Args:
+            estimate: of this denoiser.
+            x_0: (B, ...) data.
+            eps: (B, ...) noise in them.
+            t: (B,) times.
+        """
+        schedule, sd = self.process.schedule, self.sigma_data
         name = self.weighting if self.uncertainty is None else self.parameterisation
         w = weight(name, schedule, t, sd, self.law.density(t, schedule, sd))
         loss = squared_error(estimate, x_0, eps, w)

@@ -92,7 +92,6 @@ def config_of(teacher: Config, method: str, wanted: Wanted, choices: Choices) ->
     return replace(
         wanted.config(teacher, USUAL, choices),
         model=_model(teacher.model, way, wanted.calls, choices),
-        ema=way.ema or teacher.ema,
         optimizer=choices.take("optimizer", None, rule, "as for its teacher's kind of network"),
     )
 

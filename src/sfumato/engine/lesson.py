@@ -3,14 +3,12 @@
 The teacher's weights lie in the student's folder, so that a run needs no other to go on. A method of several stages
 replaces them on the way by the student's average, which then is part of a checkpoint, as is what learns beside the
 student. A method may leave the end of the training to another, which begins anew: with its own law of noise, and an
-optimiser that has seen nothing yet. A run that corrects itself is shown what its teacher drew, which lies there too;
-see neon.py.
+optimiser that has seen nothing yet. For a run that corrects itself see neon.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +16,8 @@ from torch import Tensor, nn
 from sfumato.data import Dataset
 from sfumato.denoise import Denoiser
 from sfumato.engine.checkpoint import read_weights
+from sfumato.engine.config import Student
 from sfumato.engine.distributed import whole
-from sfumato.engine.neon import SelfTraining, corrected
 from sfumato.engine.run import Run, restore
 from sfumato.errors import choose
 from sfumato.models.diffusion import Diffusion
@@ -41,13 +39,15 @@ class Lesson:
         UserError: an unknown method, or a file of the teacher's weights that is not whole.
     """
 
+    keeps_averages = True
+    """Whether another average of the weights may be made afterwards."""
+
     def __init__(self, run: Run, model: Diffusion, device: torch.device) -> None:
-        student = run.config.student
-        first = choose("method", student.method, METHODS | {"neon": lambda calls: SelfTraining()})(student.calls)
-        weights = read_weights(run.teacher, student.weights)
+        first = self._first(run.config.student)
+        weights = read_weights(run.teacher, run.config.student.weights)
         self.teacher = run.build(device, gives="mean")
         restore(self.teacher, weights, "", run.teacher)
-        last = first.finish(model.denoiser)
+        last = first.finish(run.config.model.stops)
         methods = (first,) if last is None else (first, last)
         self.methods = {method: method.beside(self.teacher.denoiser) for method in methods}
         self.beside = nn.ModuleDict({k: v for own in self.methods.values() for k, v in own.items()}).to(device)
@@ -55,7 +55,10 @@ class Lesson:
         model.load_state_dict(weights, strict=False)  # what hears a step's end is the student's own
         self.run, self.student, self.law = run, model.denoiser, model.denoiser.law
         self.stage, self.begun, self.step, self.done = 0, 0, 0, 0.0
-        self.corrects = isinstance(first, SelfTraining)
+
+    @staticmethod
+    def _first(student: Student) -> Method:
+        return choose("method", student.method, METHODS)(student.calls)
 
     @property
     def method(self) -> Method:
@@ -73,23 +76,17 @@ class Lesson:
         return list(self.methods[self.method].values())
 
     def shown(self, dataset: Dataset) -> Dataset:
-        """Return what the student is shown: the run's data, or what the teacher drew."""
-        if not self.corrects:
-            return dataset
-        drawn = read_weights(self.run.drawn, self.run.config.student.weights)
-        return replace(dataset, items=drawn["items"], labels=drawn.get("labels"))
+        """Return what the student is shown instead of the run's data, if it is."""
+        return dataset
 
     def conclude(self, average: Diffusion, dataset: Dataset, say: Callable[[str], None]) -> None:
-        """Do what is left after the last step.
+        """Do what is left after the last step: usually nothing.
 
         Args:
             average: of the student.
             dataset: the run's data.
             say: told what is done.
         """
-        if self.corrects:
-            weight = corrected(average, self.teacher, dataset, say)
-            say(f"corrected by {weight:g} times what its own samples changed" if weight else "nothing to correct")
 
     def go_on(self, step: int, total: int, average: Diffusion) -> bool:
         """Take note of the step to come; where a stage begins, the student's average becomes the teacher.
@@ -104,7 +101,7 @@ class Lesson:
         """
         self.step, self.done = step, step / total
         *_, last = self.methods
-        if last is not self.method and self.done >= 1 - last.share:
+        if last is not self.method and self.done >= 1 - last.share and step >= last.after:
             self._begin(step)
             return True
         if int(self.done * self.method.stages) > self.stage:

@@ -10,17 +10,24 @@ WEIGHTS is taken whose samples have the least Frechet distance to *training* exa
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sfumato.data import Dataset
 from sfumato.denoise import Denoiser
+from sfumato.engine.checkpoint import read_weights
+from sfumato.engine.config import Student
+from sfumato.engine.lesson import Lesson
 from sfumato.engine.nearness import Nearness
 from sfumato.models.diffusion import Diffusion
 from sfumato.teaching import Method, Task
 
-__all__ = ["WEIGHTS", "SelfTraining", "corrected"]
+__all__ = ["NEON", "WEIGHTS", "Correction", "corrected"]
+
+NEON = "neon"
+"""The method of a run that corrects itself, in its config."""
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 """The w of (2) that are tried; 0 leaves the model as it was."""
@@ -33,6 +40,24 @@ class SelfTraining(Method):
 
     def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
         return student.loss(task.x_0, task.cond, task.rng, task.t)
+
+
+class Correction(Lesson):
+    """The lesson of a run that corrects itself: it is shown what its teacher drew, which lies in its folder."""
+
+    keeps_averages = False  # they would be of (1), not of (2)
+
+    @staticmethod
+    def _first(student: Student) -> Method:
+        return SelfTraining()
+
+    def shown(self, dataset: Dataset) -> Dataset:
+        drawn = read_weights(self.run.drawn, self.run.config.student.weights)
+        return replace(dataset, items=drawn["items"], labels=drawn.get("labels"))
+
+    def conclude(self, average: Diffusion, dataset: Dataset, say: Callable[[str], None]) -> None:
+        weight = corrected(average, self.teacher, dataset, say)
+        say(f"corrected by {weight:g} times what its own samples changed" if weight else "nothing to correct")
 
 
 def corrected(average: Diffusion, teacher: Diffusion, dataset: Dataset, say: Callable[[str], None]) -> float:

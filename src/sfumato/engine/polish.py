@@ -15,6 +15,7 @@ from sfumato.engine.config import Student
 from sfumato.engine.distributed import Workers
 from sfumato.engine.generate import Pace, Wish, drawing
 from sfumato.engine.interrupt import Interrupt
+from sfumato.engine.neon import NEON
 from sfumato.engine.progress import Watch, watch
 from sfumato.engine.run import Run
 from sfumato.engine.sequel import Sequel, Usual, create
@@ -69,6 +70,6 @@ def _prepare(run: Run, better: Path, wanted: Polish, show: Watch) -> None:
         pace = Pace(show, stop, wanted.n)
         items = torch.cat([batch.items for batch in draws.part(range(wanted.n), pace).batches])
         labels = draws.model.labels(range(wanted.n))
-        begun = create(better, config, dataset, draws.model, Student("neon", 0, run.folder.name))
+        begun = create(better, config, dataset, draws.model, Student(NEON, 0, run.folder.name))
         tensors = {"items": items} | ({} if labels is None else {"labels": labels})
         write_weights(begun.drawn, tensors, {"weights": begun.config.student.weights})

@@ -185,9 +185,10 @@ class Run:
             )
         model = self.build(device, **changes)
         restore(model, found.tensors, "ema.", self.checkpoints)
-        if ema is not None and ema != self.config.ema:
+        kept = float(found.notes.get("horizon", self.config.ema))  # models that come along have no such note
+        if ema is not None and ema != kept:
             own = dict(model.named_parameters())
-            for name, tensor in reconstructed(self.averages, self.config.ema, ema).items():
+            for name, tensor in reconstructed(self.averages, kept, ema).items():
                 own[name].data.copy_(tensor)
         model.tuned = self._tuned(model)
         return model.eval(), found.notes

@@ -38,10 +38,12 @@ from sfumato.engine.average import Averages
 from sfumato.engine.distributed import Workers, alike, local, parts_of, shard, whole
 from sfumato.engine.gauge import ByLevel, Levels
 from sfumato.engine.lesson import Lesson, Objective
+from sfumato.engine.neon import NEON, Correction
 from sfumato.engine.optimizer import Optimizer
 from sfumato.engine.order import Order
 from sfumato.engine.run import Run, restore
 from sfumato.errors import UserError
+from sfumato.models.diffusion import Diffusion
 from sfumato.process import spread
 
 __all__ = ["Trainer"]
@@ -79,7 +81,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(self.config.seed, WEIGHTS).initial_seed())
             self.model = run.build(self.device).to(self.device)
-            self.lesson = Lesson(run, self.model, self.device) if self.config.student.method else None
+            self.lesson = _lesson(run, self.model, self.device)
         self.shown = dataset if self.lesson is None else self.lesson.shown(dataset)
         self.order = Order((self.config.seed, ORDER), len(self.shown.items), self.config.batch)
         self.ema, self.short = (copy.deepcopy(self.model).requires_grad_(False).eval() for _ in range(2))
@@ -89,7 +91,6 @@ class Trainer:
         self.learning = Objective(self.model.denoiser, self.lesson)
         self.objective = self.workers.join(self.learning, self.config.shard)
         self._take_up()
-        self.averages = Averages(self.model, self.ema, self.short, self.config.ema)
         self.step, self.total = 0, self.config.steps or 1_000_000_000
         self.seconds = 0.0
         self.skipped = self.in_row = self.returns = 0
@@ -103,14 +104,16 @@ class Trainer:
             self.model.denoiser.network.compile()
 
     def _take_up(self) -> None:
-        """Begin to learn what is taught now, with an optimiser that has seen nothing yet."""
+        """Begin to learn what is taught now, with averages and an optimiser that have seen nothing yet."""
         paces, method = self.learning.paces(), None if self.lesson is None else self.lesson.method
         self.parameters = [parameter for module in paces for parameter in module.parameters()]
         self.optimizer = Optimizer(self.config.optimizer, paces, momentum=method is None or method.momentum)
+        self.horizon = (method and method.ema) or self.config.ema
+        self.averages = Averages(self.model, self.ema, self.short, self.horizon)
 
     def _begin_anew(self) -> None:
-        """Begin another method: with the shorter average of what the one before has made, and averages of its own."""
-        self.model.load_state_dict(self.short.state_dict())
+        """Begin another method, with the average of what the one before has made."""
+        self.model.load_state_dict(self.ema.state_dict())
         self._take_up()
         if self.workers.leads:
             self.averages.forget(self.run.averages)
@@ -276,7 +279,7 @@ class Trainer:
         tensors |= {f"ema.{name}": whole(tensor) for name, tensor in self.ema.state_dict().items()}
         tensors |= {f"short.{name}": whole(tensor) for name, tensor in self.short.state_dict().items()}
         tensors |= {f"optimizer.{name}": whole(tensor) for name, tensor in self.optimizer.tensors().items()}
-        counters = ("step", "total", "seconds", "skipped", "in_row", "returns")
+        counters = ("step", "total", "seconds", "skipped", "in_row", "returns", "horizon")
         notes = {name: repr(getattr(self, name)) for name in counters}
         if self.lesson is not None:
             tensors, notes = tensors | self.lesson.tensors(), notes | self.lesson.notes()
@@ -285,7 +288,7 @@ class Trainer:
 
     def keep_averages(self) -> None:
         """Keep the averages for ``reconstructed``, unless the run is corrected at its end; every rank must ask."""
-        if self.lesson is not None and self.lesson.corrects:
+        if self.lesson is not None and not self.lesson.keeps_averages:
             return
         tensors = self.averages.tensors()
         with self.workers.together():
@@ -317,6 +320,12 @@ class Trainer:
         self.step, self.seconds = int(notes["step"]), float(notes["seconds"])
         self.total = self.config.steps or int(notes["total"])
         self.skipped, self.in_row, self.returns = (int(notes[name]) for name in ("skipped", "in_row", "returns"))
+
+
+def _lesson(run: Run, model: Diffusion, device: torch.device) -> Lesson | None:
+    """Return what a run is taught, if another one teaches it."""
+    method = run.config.student.method
+    return (Correction if method == NEON else Lesson)(run, model, device) if method else None
 
 
 def _device(name: str) -> torch.device:

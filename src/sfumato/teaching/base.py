@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -70,6 +70,8 @@ class Method(ABC):
         momentum: whether the optimiser may keep a momentum of gradients.
         lead: steps with which it begins, and that are quicker than the others.
         share: of the training, at its end, that it has where it finishes what another began.
+        after: steps that the other must have done by then.
+        ema: horizon of the student's average, as a share of what it is taught; None for the teacher's.
     """
 
     gives: str
@@ -80,11 +82,8 @@ class Method(ABC):
     momentum: bool = True
     lead: int = 0
     share: float = 1.0
-
-    @property
-    def ema(self) -> float | None:
-        """Horizon of the student's average, as a share of what it is taught; None for the teacher's."""
-        return None
+    after: int = 0
+    ema: float | None = None
 
     @abstractmethod
     def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
@@ -104,13 +103,13 @@ class Method(ABC):
         """
         return {}
 
-    def finish(self, student: Denoiser) -> Method | None:
+    def finish(self, stops: Sequence[float]) -> Method | None:
         """Return the method that has its share of the training at the end, if it is not this one.
 
-        It begins with the average of half the horizon, and its own average begins with it.
+        It begins with the student's average, and its own average begins with it.
 
         Args:
-            student: as the lesson begins.
+            stops: times of the student's usual way back.
         """
         return None
 

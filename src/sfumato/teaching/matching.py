@@ -22,6 +22,7 @@ recall fall (measured).
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -32,13 +33,14 @@ from sfumato.denoise import Denoiser, Given
 from sfumato.dist import randn_like
 from sfumato.sampler import Consistency, generate
 from sfumato.schedule import Schedule
-from sfumato.teaching.base import Method, Task, jumps, noisy, still
+from sfumato.teaching.base import Method, Task, jumps, noisy
 from sfumato.teaching.rivalry import Rivalry
 
 __all__ = ["Matching"]
 
 START = 5.0  # noise, in units of the data's, that counts as pure: what the teacher makes of it is no mere mean
 MIDDLE = 1.0  # noise at the last stop before 0, if there are several
+NEAR = 1_400  # steps after which a student of one call is near enough to the data for a rival
 
 
 @dataclass(frozen=True)
@@ -55,27 +57,24 @@ class Matching(Method):
     gives = "end"
     pace = 0.3  # a critic that cannot follow lets the student fall apart
 
-    @property
-    def ema(self) -> float | None:
-        # for its finish: rivals go in circles, and what comes nearest to the data is the middle
-        return 0.25 if self.calls > 1 else None
-
     def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
         cond, rng, t, critic = task.cond, task.rng, task.t, cast(Denoiser, task.beside["critic"])
         x = self._own_step(student, task.x_0, cond, rng)
-        now = student.process.schedule.at(t)
-        x_t = noisy(x, randn_like(x, rng), now)
-        real, fake = teacher(x_t, now, cond).x0, still(critic, x_t, now, cond).x0
+        now, eps = student.process.schedule.at(t), randn_like(x, rng)
+        x_t = noisy(x, eps, now)
+        state = x_t.detach().requires_grad_()
+        said = critic(state, now, cond)  # once for both losses, of which each goes one way back through it
+        real, fake = teacher(x_t, now, cond).x0, said.x0.detach().requires_grad_()
         far, off = real - fake, real - x
         w = 1 / off.detach().abs().flatten(1).mean(1).clamp(min=1e-4)
         matching = w * (far * (off - self.a * far)).flatten(1).mean(1)
-        return matching + critic.loss(x.detach(), cond, rng, t)
+        return matching + _through(said.x0, fake, matching, state, x_t) + critic.loss_of(said, x.detach(), eps, t)
 
     def beside(self, teacher: Denoiser) -> dict[str, nn.Module]:
         return {"critic": copy.deepcopy(teacher).requires_grad_(True)}
 
-    def finish(self, student: Denoiser) -> Method | None:
-        return Rivalry(tuple(self._usual(student).tolist())) if self.calls > 1 else None
+    def finish(self, stops: Sequence[float]) -> Method | None:
+        return Rivalry(tuple(stops)) if self.calls > 1 else Rivalry(tuple(stops), share=0.2, after=NEAR)
 
     def stops(self, schedule: Schedule, calls: int, sigma_data: float) -> Tensor:
         return jumps(schedule, calls, sigma_data, START, MIDDLE)
@@ -90,3 +89,18 @@ class Matching(Method):
         if k:
             x = generate(Given(student, cond), Consistency(), x, stops[: k + 1], rng=rng)
         return student(x, student.process.schedule.at(stops[k].expand(len(x))), cond).x0
+
+
+def _through(output: Tensor, stand_in: Tensor, loss: Tensor, state: Tensor, x_t: Tensor) -> Tensor:
+    """Return zeros, (B,), with the gradient at x_t that a loss has through a network whose weights shall have none.
+
+    Args:
+        output: (B, ...) the network's, of ``state``.
+        stand_in: (B, ...) its values, of which the loss is made.
+        loss: (B,) of the stand-in.
+        state: (B, ...) the values of x_t.
+        x_t: (B, ...) where the gradient goes.
+    """
+    (there,) = torch.autograd.grad(loss.sum(), stand_in, retain_graph=True)
+    (here,) = torch.autograd.grad(output, state, there, retain_graph=True)
+    return (here * (x_t - state.detach())).flatten(1).sum(1)

@@ -44,11 +44,15 @@ class Rivalry(Method):
 
     Attributes:
         way: times of the student's way back, falling to 0.
+        share: see Method.
+        after: see Method.
     """
 
     way: tuple[float, ...]
     gives = "end"
-    share = 0.4
+    share: float = 0.4
+    after: int = 0
+    ema = 0.25  # rivals go in circles, and what comes nearest to the data is the middle
     law = (-0.8, 1.2)
     pace = 0.1
     pace_beside = 10.0  # heads that fall behind let the student leave parts of the data out
