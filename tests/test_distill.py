@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -14,8 +15,9 @@ from sfumato.cli import main
 from sfumato.engine import checkpoint
 from sfumato.engine.checkpoint import checkpoints, read_weights
 from sfumato.engine.config import read_config
+from sfumato.engine.progress import watch
 from sfumato.engine.run import Run
-from sfumato.engine.session import SETTLED
+from sfumato.engine.session import SETTLED, Session
 from sfumato.engine.trainer import Trainer
 from sfumato.errors import UserError
 from sfumato.teaching import METHODS, Matching, Rivalry
@@ -216,6 +218,24 @@ def test_a_timed_student_fixes_its_steps_early(teacher, tmp_path):
     assert SETTLED in [save["step"] for save in saves]
     notes = checkpoint.load(run / "checkpoints").notes
     assert int(notes["step"]) == int(notes["total"]) > SETTLED
+
+
+def test_what_is_left_of_the_time_is_planned_for_however_late_another_method_begins(taught, tmp_path):
+    trainer = untrained(taught("matching"), tmp_path / "late")
+    trainer.config = replace(trainer.config, seconds=100.0)
+    session = Session(trainer, watch("distill"))
+    trainer.lesson._begin(80)
+    trainer.seconds, trainer.total = 80.0, 100
+    for step, planned in ((85, 85 + 40), (80 + Rivalry.lead + SETTLED + 1, 100)):
+        trainer.step = step
+        assert session._plan(0.5) == planned
+
+
+def test_a_time_too_short_for_the_last_method_is_said(teacher, tmp_path, capsys):
+    sfumato.distill(teacher, calls=1, time="1s", batch=4, out=str(tmp_path / "one"))
+    assert "too few for rivalry" in capsys.readouterr().out
+    sfumato.distill(teacher, calls=2, time="1s", batch=4, out=str(tmp_path / "two"))
+    assert "too few" not in capsys.readouterr().out
 
 
 def test_a_timed_student_fixes_its_steps_again_where_another_method_begins(teacher, tmp_path, quick_to_turn):

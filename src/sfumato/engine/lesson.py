@@ -8,6 +8,7 @@ optimiser that has seen nothing yet. For a run that corrects itself see neon.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -69,6 +70,12 @@ class Lesson:
     def steady(self) -> int:
         """Step after which all take about the same time, until another method begins."""
         return self.begun + self.method.lead
+
+    @property
+    def enough(self) -> int:
+        """Steps from which on every method has its share of the training."""
+        *_, last = self.methods
+        return math.ceil(last.after / (1 - last.share)) if last.after else 0
 
     @property
     def learning(self) -> list[nn.Module]:

@@ -20,6 +20,7 @@ from sfumato.engine.progress import Watch, duration
 from sfumato.engine.track import Track
 from sfumato.engine.trainer import COOL_DOWN, PATIENCE, RETURNS, Trainer
 from sfumato.errors import UserError
+from sfumato.teaching import Method
 
 __all__ = ["Session", "between_previews"]
 
@@ -98,6 +99,7 @@ class Session:
             self._tell_method()
             due = self._decide(interrupt)
             trainer.total = int(due.total)
+            self._tell_plan()
             if due.log or trainer.reads_every_step:
                 self._judge()
             if due.log:
@@ -144,13 +146,12 @@ class Session:
         The learning rate does in the cool-down. A student's loss does from the beginning: its total is fixed, and
         saved, as soon as the pace is known, and once more where another method begins, whose steps take another time.
         """
-        trainer, steady = self.trainer, 1 - COOL_DOWN
-        if trainer.lesson is not None and trainer.step > trainer.lesson.steady + SETTLED:
+        trainer, lesson, steady = self.trainer, self.trainer.lesson, 1 - COOL_DOWN
+        last = steady * trainer.total if lesson is None else lesson.steady + SETTLED
+        if not self.config.seconds or not pace or trainer.step > last:
             return trainer.total
-        if self.config.seconds and pace and trainer.step <= steady * trainer.total:
-            left = (self.config.seconds - trainer.seconds) / pace
-            return max(math.ceil(trainer.step + left), math.ceil(trainer.step / steady))
-        return trainer.total
+        least = trainer.step if lesson is not None and lesson.begun else math.ceil(trainer.step / steady)
+        return max(math.ceil(trainer.step + (self.config.seconds - trainer.seconds) / pace), least)
 
     @property
     def _settles(self) -> bool:
@@ -235,8 +236,21 @@ class Session:
         """Say with the first step of another method why the loss is not what it was."""
         lesson = self.trainer.lesson
         if lesson is not None and 0 < lesson.begun == self.trainer.step - 1:
-            name = type(lesson.method).__name__.lower()
+            name = _name(lesson.method)
             self.watch.say(f"step {self.trainer.step}: from here on by {name}, whose loss is another")
+
+    def _tell_plan(self) -> None:
+        """Say, once it is known, where a student's time is too short for the method that would end its training."""
+        lesson, total, pace = self.trainer.lesson, self.trainer.total, self.clock.pace_so_far
+        if lesson is None or lesson.begun or not self._settles:
+            return
+        if not self.config.seconds or not pace or total >= lesson.enough:
+            return
+        *_, last = lesson.methods
+        self.watch.say(
+            f"{total} steps fit into the time: too few for {_name(last)}, which ends the training, and betters the "
+            f"student, from {lesson.enough} steps on: --time {duration(lesson.enough * pace)} here"
+        )
 
     def _tell_faults(self) -> None:
         """Name the pictures that turned out to be bad when their turn came, once each."""
@@ -271,3 +285,7 @@ class Session:
             self.track.preview(trainer.step, self.clock.now, path)
             self.watch.say(f"step {trainer.step}: samples in {path} (left: averaged weights, right: raw)")
         self.next_preview = self.clock.now + between_previews(self._seconds_in_all())
+
+
+def _name(method: Method) -> str:
+    return type(method).__name__.lower()

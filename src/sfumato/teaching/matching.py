@@ -14,9 +14,9 @@ by deceiving C, comes off.
 A student of several calls is taught one of its steps at a time, on what its own steps before have made: it learns from
 the states that it will meet. Of the data only the labels are used.
 
-At the end of the training of several calls data are asked after all, by rivalry.py: what the teacher does not know of
-them, and what (1) forgives, shows there. One call alone is not near enough to the data after minutes: rivalry then let
-recall fall (measured).
+At the end of the training data are asked after all, by rivalry.py: what the teacher does not know of them, and what (1)
+forgives, shows there. A student of one call comes near enough to the data for that later than one of several: before,
+rivalry lets recall fall (measured).
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def distill(
     Args:
         run: folder of the teacher's run.
         calls: network calls for which it is taught: 1, 2, 4.
-        method: matching (of the laws: SiD, for several calls ending in rivalry with an adversary; the usual one),
+        method: matching (of the laws: SiD, ending in rivalry with an adversary; the usual one),
             consistency (ECT), direct (a step is several of the teacher's), progressive (halving the steps), alphaflow
             or meanflow (steps of any length, which keep the score too).
         time: how long, such as 90s, 10m or 1h; by default 10m.
