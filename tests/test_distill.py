@@ -222,7 +222,7 @@ def test_a_timed_student_fixes_its_steps_early(teacher, tmp_path):
 
 def test_what_is_left_of_the_time_is_planned_for_however_late_another_method_begins(taught, tmp_path):
     trainer = untrained(taught("matching"), tmp_path / "late")
-    trainer.config = replace(trainer.config, seconds=100.0)
+    trainer.config = replace(trainer.config, steps=0, seconds=100.0)
     session = Session(trainer, watch("distill"))
     trainer.lesson._begin(80)
     trainer.seconds, trainer.total = 80.0, 100
