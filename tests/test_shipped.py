@@ -43,7 +43,7 @@ def test_bfloat16_is_asked_only_of_machines_that_have_it(elsewhere, monkeypatch)
 
 
 def test_that_bfloat16_is_not_asked_is_said(elsewhere, monkeypatch, capsys):
-    monkeypatch.setattr("sfumato.engine.begin.has_bf16", lambda device: False)
+    monkeypatch.setattr("sfumato.engine.run.has_bf16", lambda device: False)
     sfumato.train("moons", steps=1, batch=8, precision="bf16", out="run")
     assert "computes in fp32: config.toml says bf16" in "".join(capsys.readouterr())
     sfumato.train("moons", steps=1, batch=8, precision="fp32", out="other")

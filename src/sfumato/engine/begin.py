@@ -12,7 +12,7 @@ from sfumato.data import Dataset
 from sfumato.data import load as load_data
 from sfumato.engine.choices import Asked, Choices, configure
 from sfumato.engine.distributed import Workers, joined, restarted, world
-from sfumato.engine.machine import device_of, has_bf16, tuned
+from sfumato.engine.machine import device_of, tuned
 from sfumato.engine.progress import Watch, duration, watch
 from sfumato.engine.run import Run, latest
 from sfumato.engine.session import Session
@@ -92,7 +92,7 @@ def train_run(run: Run, workers: Workers, show: Watch, dataset: Dataset | None =
             if trainer.finished:
                 show.say(f"{run.folder}: finished before, at step {trainer.step}")
                 return run.folder
-            if run.config.model.precision == "bf16" and not has_bf16(run.config.device):
+            if run.precision(run.config.device) != run.config.model.precision:
                 show.say("  note       computes in fp32: config.toml says bf16, which would be imitated here")
             if trainer.step:
                 show.say(f"{run.folder}: going on at step {trainer.step} of {trainer.total}")

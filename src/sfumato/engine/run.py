@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import nn
@@ -130,16 +130,22 @@ class Run:
             raise UserError(f"{path}: missing or damaged ({error}); restore it, or train again") from error
         return Run(folder, config, data)
 
+    def precision(self, device: str | torch.device | None = None) -> Literal["fp32", "bf16"]:
+        """Return the config's precision, or fp32 where bfloat16 arithmetic is missing.
+
+        Args:
+            device: where to compute; by default the fastest found.
+        """
+        return self.config.model.precision if has_bf16(device or device_of(None)[0]) else "fp32"
+
     def build(self, device: str | torch.device | None = None, **changes: Any) -> Diffusion:
-        """Return the model with fresh weights; what says bf16 computes in float32 where that arithmetic is missing.
+        """Return the model with fresh weights.
 
         Args:
             device: where it will compute; by default the fastest found.
-            changes: of the config's model.
+            changes: of the config's model; its precision is by default what :meth:`precision` says.
         """
-        spec = replace(self.config.model, **changes)
-        if not has_bf16(device or device_of(None)[0]):
-            spec = replace(spec, precision="fp32")
+        spec = replace(self.config.model, **({"precision": self.precision(device)} | changes))
         return spec.build(codec_from(self.data["codec"]), self.data["classes"])
 
     def dataset(self) -> Dataset:
@@ -185,7 +191,8 @@ class Run:
             )
         model = self.build(device, **changes)
         restore(model, found.tensors, "ema.", self.checkpoints)
-        kept = float(found.notes.get("horizon", self.config.ema))  # models that come along have no such note
+        # of the models that come along, older ones have no such note
+        kept = float(found.notes.get("horizon", self.config.ema))
         if ema is not None and ema != kept:
             own = dict(model.named_parameters())
             for name, tensor in reconstructed(self.averages, kept, ema).items():

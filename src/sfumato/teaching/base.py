@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -103,7 +103,7 @@ class Method(ABC):
         """
         return {}
 
-    def finish(self, stops: Sequence[float]) -> Method | None:
+    def finish(self, stops: tuple[float, ...]) -> Method | None:
         """Return the method that has its share of the training at the end, if it is not this one.
 
         It begins with the student's average, and its own average begins with it.

@@ -22,7 +22,6 @@ rivalry lets recall fall (measured).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -73,8 +72,8 @@ class Matching(Method):
     def beside(self, teacher: Denoiser) -> dict[str, nn.Module]:
         return {"critic": copy.deepcopy(teacher).requires_grad_(True)}
 
-    def finish(self, stops: Sequence[float]) -> Method | None:
-        return Rivalry(tuple(stops)) if self.calls > 1 else Rivalry(tuple(stops), share=0.2, after=NEAR)
+    def finish(self, stops: tuple[float, ...]) -> Method | None:
+        return Rivalry(stops) if self.calls > 1 else Rivalry(stops, share=0.2, after=NEAR)
 
     def stops(self, schedule: Schedule, calls: int, sigma_data: float) -> Tensor:
         return jumps(schedule, calls, sigma_data, START, MIDDLE)
