@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from sfumato.data.points import Points
 from sfumato.data.source import Source, array_reader
 from sfumato.errors import choose
 
-__all__ = ["open_named"]
+__all__ = ["CENTRES", "SPREAD", "open_named"]
 
 TRAIN, TEST = 20_000, 5_000
 
@@ -47,21 +48,21 @@ def _moons(rng: Rng, count: int) -> tuple[Floats, Ints]:
     return np.where(which[:, None] == 0, upper, lower) + 0.05 * rng.standard_normal((count, 2)), which
 
 
-def _gaussians(centres: Floats, spread: float, rng: Rng, count: int) -> tuple[Floats, Ints]:
+_ANGLE = np.arange(8) * np.pi / 4
+_ROWS, _COLUMNS = np.divmod(np.arange(25), 5)
+
+CENTRES: dict[str, Floats] = {
+    "ring8": 2 * np.stack([np.cos(_ANGLE), np.sin(_ANGLE)], axis=1),
+    "grid25": np.stack([2.0 * _COLUMNS - 4, 2.0 * _ROWS - 4], axis=1),
+}
+"""Where the modes of a set of Gaussians lie, (k, 2): on a circle of radius 2, and on the grid {-4, -2, 0, 2, 4}^2."""
+SPREAD = 0.1
+"""Standard deviation of each of them."""
+
+
+def _gaussians(centres: Floats, rng: Rng, count: int) -> tuple[Floats, Ints]:
     which = rng.integers(len(centres), size=count)
-    return centres[which] + spread * rng.standard_normal((count, 2)), which
-
-
-def _ring8(rng: Rng, count: int) -> tuple[Floats, Ints]:
-    """Eight Gaussians of standard deviation 0.1 on a circle of radius 2; mode k at angle 45 k degrees."""
-    angle = np.arange(8) * np.pi / 4
-    return _gaussians(2 * np.stack([np.cos(angle), np.sin(angle)], axis=1), 0.1, rng, count)
-
-
-def _grid25(rng: Rng, count: int) -> tuple[Floats, Ints]:
-    """Gaussians of standard deviation 0.1 on the grid {-4, -2, 0, 2, 4}^2; mode 5 row + column."""
-    rows, columns = np.divmod(np.arange(25), 5)
-    return _gaussians(np.stack([2.0 * columns - 4, 2.0 * rows - 4], axis=1), 0.1, rng, count)
+    return centres[which] + SPREAD * rng.standard_normal((count, 2)), which
 
 
 def _spirals(rng: Rng, count: int) -> tuple[Floats, Ints]:
@@ -84,8 +85,8 @@ _Toy = tuple[Callable[[Rng, int], tuple[Floats, Ints | None]], tuple[str, ...]]
 
 _TOYS: dict[str, _Toy] = {
     "moons": (_moons, ("upper", "lower")),
-    "ring8": (_ring8, tuple(map(str, range(8)))),
-    "grid25": (_grid25, tuple(map(str, range(25)))),
+    "ring8": (partial(_gaussians, CENTRES["ring8"]), tuple(map(str, range(8)))),
+    "grid25": (partial(_gaussians, CENTRES["grid25"]), tuple(map(str, range(25)))),
     "spirals": (_spirals, ("first", "second")),
     "checkerboard": (_checkerboard, ()),
 }
