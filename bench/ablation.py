@@ -21,7 +21,8 @@ from interleave import median, race, read, timers, write
 from sfumato.data import load
 from sfumato.dist import stream
 from sfumato.engine import trainer as training
-from sfumato.engine.choices import Asked, Choices, configure
+from sfumato.engine.asked import Asked, Choices
+from sfumato.engine.choices import configure
 from sfumato.engine.machine import tuned
 from sfumato.engine.reference import reference
 from sfumato.engine.run import Run

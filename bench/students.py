@@ -15,7 +15,7 @@ import torch
 from interleave import median, race, read, timers, write
 from judge import Judge
 
-from sfumato.engine.choices import Choices
+from sfumato.engine.asked import Choices
 from sfumato.engine.config import Student
 from sfumato.engine.distill import Wanted, config_of
 from sfumato.engine.machine import tuned

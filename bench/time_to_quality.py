@@ -34,8 +34,9 @@ from peers import CASES, Diffusers, Lucidrains
 from sfumato.data import load
 from sfumato.defaults import GRID, SAMPLER, STEPS
 from sfumato.dist import stream
+from sfumato.engine.asked import Asked, Choices
 from sfumato.engine.average import PowerAverage
-from sfumato.engine.choices import Asked, Choices, configure
+from sfumato.engine.choices import configure
 from sfumato.engine.machine import tuned
 from sfumato.engine.run import Run
 from sfumato.engine.trainer import Trainer

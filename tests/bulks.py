@@ -12,10 +12,10 @@ from sfumato.dist import stream
 from sfumato.engine.config import Config
 from sfumato.engine.run import Run
 from sfumato.engine.trainer import Trainer
-from sfumato.models.diffusion import Spec
+from sfumato.models.diffusion import DiffusionSpec
 
-DIGITS = Spec(network="unet", widths=(8,), blocks=1, attention=(False,), classes=10)
-POINTS = Spec(network="mlp", widths=(16,), blocks=1)
+DIGITS = DiffusionSpec(network="unet", widths=(8,), blocks=1, attention=(False,), classes=10)
+POINTS = DiffusionSpec(network="mlp", widths=(16,), blocks=1)
 BATCH = 256
 MANY = ["--first", 100, "-n", 1500, "--steps", 1]  # seven batches, the first and the last of them cut
 

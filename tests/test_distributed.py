@@ -20,9 +20,9 @@ from sfumato.engine.distributed import Workers, parts_of
 from sfumato.engine.run import Run
 from sfumato.engine.trainer import Trainer
 from sfumato.errors import UserError
-from sfumato.models.diffusion import Spec
+from sfumato.models.diffusion import DiffusionSpec
 
-SPEC = Spec(network="unet", widths=(8, 16), blocks=1, attention=(False, True), classes=10)
+SPEC = DiffusionSpec(network="unet", widths=(8, 16), blocks=1, attention=(False, True), classes=10)
 CONFIG = Config(data="digits", model=SPEC, batch=32, parts=4, steps=200, seed=3)
 STEPS = 50
 SCRIPT = """

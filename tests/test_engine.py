@@ -12,20 +12,21 @@ import torch
 from oracles import EmpiricalNetwork
 from sfumato.data import load as load_data
 from sfumato.dist import stream
+from sfumato.engine.asked import Asked, Choices, seconds_of
 from sfumato.engine.average import PowerAverage
-from sfumato.engine.choices import Asked, Choices, configure, seconds_of
+from sfumato.engine.choices import configure
 from sfumato.engine.config import Config, read_config, write_config
 from sfumato.engine.progress import Plain, duration
 from sfumato.engine.run import Run, latest
 from sfumato.engine.session import Session
 from sfumato.engine.trainer import COOL_DOWN, Trainer
 from sfumato.errors import UserError
-from sfumato.models.diffusion import Spec
+from sfumato.models.diffusion import DiffusionSpec
 from sfumato.sampler.ancestral import Ancestral
 from sfumato.verbs import train
 from sfumato.weighting import Likelihood
 
-SPEC = Spec(network="mlp", widths=(32,), blocks=2, sigma_data=1.0)
+SPEC = DiffusionSpec(network="mlp", widths=(32,), blocks=2, sigma_data=1.0)
 CONFIG = Config(data="moons", model=SPEC, batch=64, steps=12)
 
 
@@ -123,7 +124,7 @@ def test_weights_of_a_timed_run_are_those_of_as_many_steps(tmp_path, moons, quie
 
 def test_dropout_is_a_function_of_the_step(tmp_path):
     data = load_data("digits")
-    spec = Spec(network="unet", widths=(8, 8), blocks=1, attention=(False, True), dropout=0.5, classes=10)
+    spec = DiffusionSpec(network="unet", widths=(8, 8), blocks=1, attention=(False, True), dropout=0.5, classes=10)
     config = Config(data="digits", model=spec, batch=8, steps=3)
     prints = []
     for name in "ab":
@@ -294,7 +295,7 @@ def test_a_killed_runs_log_is_cut_to_its_checkpoint(tmp_path, moons, quiet):
 
 def test_config_round_trips_and_refuses_what_it_does_not_know(tmp_path):
     path = tmp_path / "config.toml"
-    spec = Spec(network="unet", widths=(8, 16), blocks=2, attention=(False, True), classes=3)
+    spec = DiffusionSpec(network="unet", widths=(8, 16), blocks=2, attention=(False, True), classes=3)
     config = Config(data="a folder", model=spec, seconds=90.5)
     write_config(path, config)
     assert read_config(path) == config

@@ -15,9 +15,9 @@ from sfumato.engine.run import Run
 from sfumato.engine.session import Session
 from sfumato.engine.trainer import PATIENCE, RETURNS, Trainer
 from sfumato.errors import UserError
-from sfumato.models.diffusion import Spec
+from sfumato.models.diffusion import DiffusionSpec
 
-SPEC = Spec(network="mlp", widths=(16,), blocks=1, sigma_data=1.0)
+SPEC = DiffusionSpec(network="mlp", widths=(16,), blocks=1, sigma_data=1.0)
 CONFIG = Config(data="moons", model=SPEC, batch=16, steps=200, save_every=0.02)
 CAUSES = {"data": "example", "loss": "the loss", "gradient": "the gradient"}
 

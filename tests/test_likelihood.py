@@ -25,15 +25,15 @@ from sfumato.engine.likelihood import auroc, mean
 from sfumato.engine.run import Run
 from sfumato.engine.trainer import Trainer
 from sfumato.errors import UserError
-from sfumato.models.diffusion import Spec
+from sfumato.models.diffusion import DiffusionSpec
 
-POINTS = Spec("mlp", (8,), 1, sigma_data=0.8)
-DIGITS = Spec("unet", (8,), 1, (False,), sigma_data=0.75)
-CLASSES = Spec("unet", (8,), 1, (False,), classes=10, sigma_data=0.75)
+POINTS = DiffusionSpec("mlp", (8,), 1, sigma_data=0.8)
+DIGITS = DiffusionSpec("unet", (8,), 1, (False,), sigma_data=0.75)
+CLASSES = DiffusionSpec("unet", (8,), 1, (False,), classes=10, sigma_data=0.75)
 QUICK = {"n": 6, "vlb_calls": 8}
 
 
-def untrained(folder: Path, data: str, spec: Spec, stir: float = 0.0) -> Path:
+def untrained(folder: Path, data: str, spec: DiffusionSpec, stir: float = 0.0) -> Path:
     """A run whose model is N(0, sigma_data^2), as an untrained edm network is; ``stir`` moves its weights."""
     dataset = load(data)
     trainer = Trainer(Run.create(folder, Config(data=data, model=spec, steps=1), dataset), dataset)

@@ -20,7 +20,7 @@ from sfumato.engine.run import Run
 from sfumato.engine.trainer import Trainer
 from sfumato.errors import UserError
 from sfumato.files import write_png
-from sfumato.models.diffusion import Spec
+from sfumato.models.diffusion import DiffusionSpec
 from sfumato.process import Gaussian
 from sfumato.schedule import SCHEDULES, Cosine
 from sfumato.verbs import show
@@ -30,11 +30,11 @@ from sfumato.view.states import even_times, evenly, forward_path, way_back
 from sfumato.view.subject import of_run
 
 HOW = {"gif": False, "schedule": "cosine", "steps": 3, "seed": 0, "sampler": "ddim", "grid": "logsnr", "out": None}
-POINTS = Spec("mlp", (8,), 1, sigma_data=1.0)
-DIGITS = Spec("unet", (8,), 1, (False,), classes=10, sigma_data=0.75)
+POINTS = DiffusionSpec("mlp", (8,), 1, sigma_data=1.0)
+DIGITS = DiffusionSpec("unet", (8,), 1, (False,), classes=10, sigma_data=0.75)
 
 
-def untrained(folder: Path, data: str, spec: Spec) -> Path:
+def untrained(folder: Path, data: str, spec: DiffusionSpec) -> Path:
     dataset = load(data)
     Trainer(Run.create(folder, Config(data=data, model=spec, steps=1), dataset), dataset).save()
     return folder

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from sfumato.data import Dataset
 from sfumato.data import load as load_data
-from sfumato.engine.choices import Asked, Choices, configure
+from sfumato.engine.asked import Asked, Choices
+from sfumato.engine.choices import configure
 from sfumato.engine.distributed import Workers, joined, restarted, world
 from sfumato.engine.machine import device_of, tuned
 from sfumato.engine.progress import Watch, duration, watch

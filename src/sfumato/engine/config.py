@@ -18,9 +18,11 @@ from sfumato import __version__
 from sfumato.engine.optimizer import Rule
 from sfumato.errors import UserError, nearest
 from sfumato.files import write_atomic
-from sfumato.models.diffusion import Spec
+from sfumato.models import FAMILIES
+from sfumato.models.base import Spec
+from sfumato.models.diffusion import DiffusionSpec
 
-__all__ = ["Config", "Student", "read_config", "write_config"]
+__all__ = ["Config", "Student", "diffusion_of", "read_config", "write_config"]
 
 T = TypeVar("T")
 
@@ -106,7 +108,24 @@ class Config:
 
 def write_config(path: Path, config: Config) -> None:
     """Write ``config`` as TOML, atomically."""
-    write_atomic(path, tomli_w.dumps(dataclasses.asdict(config)).encode())
+    record = dataclasses.asdict(config)
+    record["model"] = {"family": config.model.family} | record["model"]
+    write_atomic(path, tomli_w.dumps(record).encode())
+
+
+def diffusion_of(config: Config, what: str) -> DiffusionSpec:
+    """Return the model of a config if it is a diffusion model, and refuse any other.
+
+    Args:
+        config: of a run.
+        what: is wanted of it, for the error.
+
+    Raises:
+        UserError: it is of another family.
+    """
+    if not isinstance(config.model, DiffusionSpec):
+        raise UserError(f"{what} needs a diffusion model, and this is a {config.model.family}")
+    return config.model
 
 
 def read_config(path: Path) -> Config:
@@ -139,6 +158,11 @@ def _from_record(kind: type[T], record: Mapping[str, Any], path: Path) -> T:
 
 
 def _typed(hint: Any, value: Any, where: str) -> Any:
+    if hint is Spec and isinstance(value, dict):
+        family = value.get("family", "diffusion")  # runs of before there were others do not say it
+        if family not in FAMILIES:
+            raise UserError(f"{where}: unknown family {family!r}{nearest(str(family), FAMILIES)}")
+        hint, value = FAMILIES[family], {key: each for key, each in value.items() if key != "family"}
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return _from_record(hint, value, Path(where))  # type: ignore[arg-type]
     if get_origin(hint) is tuple and isinstance(value, list):

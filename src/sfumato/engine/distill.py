@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sfumato.denoise import GIVES
+from sfumato.engine.asked import Choices
 from sfumato.engine.begin import RUNS, train_run
-from sfumato.engine.choices import Choices
-from sfumato.engine.config import Config, Student
+from sfumato.engine.config import Config, Student, diffusion_of
 from sfumato.engine.distributed import joined
 from sfumato.engine.machine import device_of
 from sfumato.engine.optimizer import Rule
@@ -16,7 +16,7 @@ from sfumato.engine.progress import Watch, watch
 from sfumato.engine.run import Run
 from sfumato.engine.sequel import Sequel, Usual, create
 from sfumato.errors import UserError, choose
-from sfumato.models.diffusion import Spec
+from sfumato.models.diffusion import DiffusionSpec
 from sfumato.schedule import SCHEDULES
 from sfumato.teaching import METHODS, Method
 
@@ -58,10 +58,11 @@ def distill(folder: Path, wanted: Wanted, out: Path | None) -> Path:
 
 def _refuse(run: Run) -> None:
     """Raise a UserError if a run cannot teach."""
-    if run.config.model.gives != "mean":
+    model = diffusion_of(run.config, f"{run.folder}: distilling")
+    if model.gives != "mean":
         teacher = run.config.student.teacher
         raise UserError(f"{run.folder}: is a student of '{teacher}' itself; distil its teacher")
-    if run.config.model.variance == "learned":
+    if model.variance == "learned":
         raise UserError(f"{run.folder}: was trained with --learn-variance, which a student has no use for")
 
 
@@ -72,7 +73,8 @@ def _prepare(run: Run, student: Path, wanted: Wanted, show: Watch) -> None:
     dataset, choices = run.dataset(), Choices()
     method = choices.take("method", wanted.method, "matching", "the best found after minutes, for one call and for two")
     config = config_of(run.config, method, wanted, choices)
-    show.say(f"{run.folder} teaches {student}: {GIVES[config.model.gives]}, from {wanted.calls} calls on")
+    gives = GIVES[diffusion_of(config, "a student").gives]
+    show.say(f"{run.folder} teaches {student}: {gives}, from {wanted.calls} calls on")
     for line in choices.lines:
         show.say(line)
     create(student, config, dataset, teacher, Student(method, wanted.calls, run.folder.name))
@@ -87,16 +89,16 @@ def config_of(teacher: Config, method: str, wanted: Wanted, choices: Choices) ->
         wanted: what was asked for.
         choices: collects what is chosen.
     """
-    way = METHODS[method](wanted.calls)
-    rule: Rule = "adamw" if teacher.model.network == "mlp" else "muon"
+    way, model = METHODS[method](wanted.calls), diffusion_of(teacher, "distilling")
+    rule: Rule = "adamw" if model.network == "mlp" else "muon"
     return replace(
         wanted.config(teacher, USUAL, choices),
-        model=_model(teacher.model, way, wanted.calls, choices),
+        model=_model(model, way, wanted.calls, choices),
         optimizer=choices.take("optimizer", None, rule, "as for its teacher's kind of network"),
     )
 
 
-def _model(teacher: Spec, way: Method, calls: int, choices: Choices) -> Spec:
+def _model(teacher: DiffusionSpec, way: Method, calls: int, choices: Choices) -> DiffusionSpec:
     same = way.gives != "map"
     why = "as the teacher" if same else "neighbouring estimates differ by less than bf16 can say"
     mean, std = way.law or (teacher.noise_mean, teacher.noise_std)

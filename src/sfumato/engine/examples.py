@@ -20,7 +20,7 @@ from sfumato.data.image import ImageCodec, Pictures
 from sfumato.data.source import Item
 from sfumato.dist import stream
 from sfumato.errors import UserError
-from sfumato.models.diffusion import Diffusion
+from sfumato.models.base import GenerativeModel
 
 __all__ = ["Examples", "alone", "chosen", "foreign", "levels_of"]
 
@@ -60,7 +60,7 @@ class Examples:
         return [stream(*keys, int(i)) for i in self.index]
 
 
-def chosen(dataset: Dataset, model: Diffusion, n: int, seed: int) -> Examples:
+def chosen(dataset: Dataset, model: GenerativeModel, n: int, seed: int) -> Examples:
     """Choose held-out examples, or of data without such any; fewer are the first of more.
 
     Args:
@@ -83,7 +83,7 @@ def chosen(dataset: Dataset, model: Diffusion, n: int, seed: int) -> Examples:
     )  # fmt: skip
 
 
-def _labels(dataset: Dataset, model: Diffusion, name: str) -> Tensor:
+def _labels(dataset: Dataset, model: GenerativeModel, name: str) -> Tensor:
     """Return the index of each example's class in the model's classes, (N,)."""
     strange = sorted({*dataset.classes} - {*model.classes})
     if dataset.labels is None or strange:
@@ -95,7 +95,7 @@ def _labels(dataset: Dataset, model: Diffusion, name: str) -> Tensor:
     return torch.tensor([model.classes.index(each) for each in dataset.classes])[dataset.labels]
 
 
-def foreign(data: str, model: Diffusion) -> tuple[Dataset, list[str]]:
+def foreign(data: str, model: GenerativeModel) -> tuple[Dataset, list[str]]:
     """Load data that the model was not trained on, bring them to its shape and levels, and say how.
 
     Args:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from sfumato.engine.run import Run
 from sfumato.engine.worker import Worker
 from sfumato.errors import UserError
 from sfumato.files import write_png
-from sfumato.models.diffusion import Diffusion
+from sfumato.models.base import GenerativeModel
 
 __all__ = ["Draws", "Pace", "Way", "Wish", "drawing", "generate"]
 
@@ -64,7 +63,7 @@ class Wish:
     grid: str | None = None
     ema: float | None = None
 
-    def way(self, model: Diffusion) -> Way:
+    def way(self, model: GenerativeModel) -> Way:
         """Return the way that this is with a model."""
         return Way(self.seed, *model.way(self.steps, self.method, self.grid))
 
@@ -82,7 +81,7 @@ class Draws:
         threads: of the CPU that compute.
     """
 
-    model: Diffusion
+    model: GenerativeModel
     way: Way
     recipe: dict[str, Any]
     folder: Path
@@ -111,7 +110,7 @@ class Draws:
             first = index.stop
 
     def try_out(self, indices: range) -> None:
-        """Take one step of the way with the first batch, to refuse what cannot work before anything is written.
+        """Begin to draw the first of them, to refuse what cannot work before anything is written.
 
         Raises:
             UserError: no samples are asked for, or the model, the sampler and the grid do not fit.
@@ -119,8 +118,7 @@ class Draws:
         if not indices or indices.start < 0:
             raise UserError(f"ask for at least one sample, from index 0 on, got n = {len(indices)}")
         some = range(indices.start, indices.start + 1)
-        for _ in islice(self.model.trajectory(some, **asdict(self.way)), 2):
-            pass
+        self.model.try_out(some, **asdict(self.way))
 
     def sheet(self, path: Path, items: Tensor, first: int) -> Path:
         """Draw samples into one picture.
@@ -164,8 +162,8 @@ def drawing(folder: Path, wish: Wish, wanted: str | None, device: str, threads: 
         way = replace(way, label=model.label(wanted))
     only = "" if way.label is None else f"-{way.label}"
     only += "" if wish.ema is None else f"-ema{wish.ema:g}"
-    grid = "own" if model.stops and way.grid == model.way()[2] else way.grid  # its times would make a long name
-    out = run.samples / f"step{notes['step']}-seed{way.seed}-{way.method}-{grid}-{way.steps}{only}"
+    slug = model.slug(way.steps, way.method, way.grid)
+    out = run.samples / f"step{notes['step']}-seed{way.seed}-{slug}{only}"
     pages_kept()
     with threaded(count):
         yield Draws(model, way, run.recipe(model, notes) | asdict(way), out, kind, count)

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.data import Dataset
-from sfumato.denoise import Denoiser
 from sfumato.engine.checkpoint import read_weights
-from sfumato.engine.config import Student
+from sfumato.engine.config import Student, diffusion_of
 from sfumato.engine.distributed import whole
 from sfumato.engine.run import Run, restore
 from sfumato.errors import choose
-from sfumato.models.diffusion import Diffusion
+from sfumato.models.base import GenerativeModel
+from sfumato.models.diffusion import Diffusion, need_diffusion
 from sfumato.teaching import METHODS, Method, Task
 from sfumato.weighting import LogNormal
 
@@ -46,9 +47,9 @@ class Lesson:
     def __init__(self, run: Run, model: Diffusion, device: torch.device) -> None:
         first = self._first(run.config.student)
         weights = read_weights(run.teacher, run.config.student.weights)
-        self.teacher = run.build(device, gives="mean")
+        self.teacher = need_diffusion(run.build(device, gives="mean"), "teaching")
         restore(self.teacher, weights, "", run.teacher)
-        last = first.finish(run.config.model.stops)
+        last = first.finish(diffusion_of(run.config, "teaching").stops)
         methods = (first,) if last is None else (first, last)
         self.methods = {method: method.beside(self.teacher.denoiser) for method in methods}
         self.beside = nn.ModuleDict({k: v for own in self.methods.values() for k, v in own.items()}).to(device)
@@ -86,7 +87,7 @@ class Lesson:
         """Return what the student is shown instead of the run's data, if it is."""
         return dataset
 
-    def conclude(self, average: Diffusion, dataset: Dataset, say: Callable[[str], None]) -> None:
+    def conclude(self, average: GenerativeModel, dataset: Dataset, say: Callable[[str], None]) -> None:
         """Do what is left after the last step: usually nothing.
 
         Args:
@@ -95,7 +96,7 @@ class Lesson:
             say: told what is done.
         """
 
-    def go_on(self, step: int, total: int, average: Diffusion) -> bool:
+    def go_on(self, step: int, total: int, average: GenerativeModel) -> bool:
         """Take note of the step to come; where a stage begins, the student's average becomes the teacher.
 
         Args:
@@ -147,28 +148,30 @@ class Objective(nn.Module):
     """The loss as the forward pass of a module, whose parameters are all that learns: DDP joins what is called.
 
     Args:
-        denoiser: that is trained.
+        model: that is trained.
         lesson: of a student.
     """
 
-    def __init__(self, denoiser: Denoiser, lesson: Lesson | None) -> None:
+    def __init__(self, model: GenerativeModel, lesson: Lesson | None) -> None:
         super().__init__()
-        self.denoiser, self.lesson = denoiser, lesson
+        self.learner: Any = model.learner
+        self.own, self.lesson = model.paces(), lesson
         self.beside = nn.ModuleDict() if lesson is None else lesson.beside
 
     def paces(self) -> dict[nn.Module, float]:
         """Return what learns now, each with its share of the learning rate."""
         if self.lesson is None:
-            return {self.denoiser: 1.0}
-        return {self.denoiser: self.lesson.method.pace} | dict.fromkeys(
+            return self.own
+        return {self.learner: self.lesson.method.pace} | dict.fromkeys(
             self.lesson.learning, self.lesson.method.pace_beside
         )
 
     def forward(self, x_0: Tensor, cond: Tensor | None, rng: torch.Generator, t: Tensor) -> Tensor:
-        """Return the loss of each example, (B,); arguments as for ``Denoiser.loss``."""
+        """Return the loss of each example, (B,); arguments as for ``Learner.loss``."""
         if self.lesson is None:
-            return self.denoiser.loss(x_0, cond, rng, t)
+            loss: Tensor = self.learner.loss(x_0, cond, rng, t)
+            return loss
         task = Task(
             x_0, cond, rng, t, self.lesson.done, dict(self.beside.items()), self.lesson.step - self.lesson.begun
         )
-        return self.lesson.method.loss(self.denoiser, self.lesson.teacher.denoiser, task)
+        return self.lesson.method.loss(self.learner, self.lesson.teacher.denoiser, task)

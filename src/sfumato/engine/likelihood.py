@@ -45,7 +45,7 @@ from sfumato.engine.progress import duration, watch
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
 from sfumato.files import write_atomic
-from sfumato.models.diffusion import Diffusion
+from sfumato.models.diffusion import Diffusion, need_diffusion
 
 __all__ = ["How", "Likelihood", "Measured", "Value", "auroc", "likelihood", "mean"]
 
@@ -181,7 +181,8 @@ def likelihood(folder: Path, data: str | None, how: How, out: Path | None, devic
     started, run = time.monotonic(), Run.open(folder)
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; choose another --out")
-    model, weights = run.load(device=device, precision="fp32")
+    loaded, weights = run.load(device=device, precision="fp32")
+    model = need_diffusion(loaded, "log p")
     own = run.dataset()
     datasets, notes = [own], _notes(run, own)
     if data is not None and data != run.config.data:

@@ -11,7 +11,7 @@ from sfumato.data import Dataset
 from sfumato.engine.reference import reference
 from sfumato.metrics.features import features_of
 from sfumato.metrics.frechet import frechet
-from sfumato.models.diffusion import Diffusion
+from sfumato.models.base import GenerativeModel
 
 __all__ = ["Nearness"]
 
@@ -33,13 +33,13 @@ class Nearness:
         self.known = reference(dataset.in_memory(), held.in_memory(), self.features).train
         self.say = say
 
-    def __call__(self, what: str, model: Diffusion, **way: Any) -> float:
+    def __call__(self, what: str, model: GenerativeModel, **way: Any) -> float:
         """Return the distance of samples.
 
         Args:
             what: is asked about, for ``say``.
             model: that draws.
-            way: as for ``Diffusion.states``.
+            way: as for ``GenerativeModel.states``.
         """
         states = torch.cat(list(model.states(max(DRAWN, 2 * self.features.dim), seed=SEED, **way)))
         distance = frechet(self.features(model.codec.encode(model.codec.decode(states))), self.known)

@@ -21,7 +21,7 @@ from sfumato.engine.checkpoint import read_weights
 from sfumato.engine.config import Student
 from sfumato.engine.lesson import Lesson
 from sfumato.engine.nearness import Nearness
-from sfumato.models.diffusion import Diffusion
+from sfumato.models.base import GenerativeModel
 from sfumato.teaching import Method, Task
 
 __all__ = ["NEON", "WEIGHTS", "Correction", "corrected"]
@@ -55,12 +55,14 @@ class Correction(Lesson):
         drawn = read_weights(self.run.drawn, self.run.config.student.weights)
         return replace(dataset, items=drawn["items"], labels=drawn.get("labels"))
 
-    def conclude(self, average: Diffusion, dataset: Dataset, say: Callable[[str], None]) -> None:
+    def conclude(self, average: GenerativeModel, dataset: Dataset, say: Callable[[str], None]) -> None:
         weight = corrected(average, self.teacher, dataset, say)
         say(f"corrected by {weight:g} times what its own samples changed" if weight else "nothing to correct")
 
 
-def corrected(average: Diffusion, teacher: Diffusion, dataset: Dataset, say: Callable[[str], None]) -> float:
+def corrected(
+    average: GenerativeModel, teacher: GenerativeModel, dataset: Dataset, say: Callable[[str], None]
+) -> float:
     """Move a model that was trained by (1) to where (2) says, and return w.
 
     Args:
@@ -81,7 +83,7 @@ def corrected(average: Diffusion, teacher: Diffusion, dataset: Dataset, say: Cal
 
 
 @torch.no_grad()
-def _place(average: Diffusion, teacher: Diffusion, away: dict[str, Tensor], weight: float) -> None:
+def _place(average: GenerativeModel, teacher: GenerativeModel, away: dict[str, Tensor], weight: float) -> None:
     theirs = dict(teacher.named_parameters())
     for name, parameter in average.named_parameters():
         parameter.copy_(torch.lerp(theirs[name], away[name], -weight))

@@ -25,8 +25,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from sfumato.data import load as load_data
 from sfumato.dist import stream
 from sfumato.engine import checkpoint
+from sfumato.engine.asked import Asked, Choices
 from sfumato.engine.checkpoint import KEEP
-from sfumato.engine.choices import Asked, Choices, configure
+from sfumato.engine.choices import configure
 from sfumato.engine.config import Config
 from sfumato.engine.distributed import Workers, joined, world
 from sfumato.engine.gauge import memory
@@ -196,10 +197,10 @@ def _size(path: Path) -> int:
 
 
 def _flops(trainer: Trainer) -> float:
-    """Count the network's operations for one example."""
+    """Count the operations of all networks for one example."""
     states, cond = trainer.examples(torch.zeros(1, dtype=torch.int64), stream(0))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        trainer.model.denoiser(states, 0.5, cond)
+        trainer.model.call(states, cond)
     return float(counter.get_total_flops())
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from sfumato.denoise import need_mean
+from sfumato.engine.asked import Choices
 from sfumato.engine.begin import RUNS, train_run
 from sfumato.engine.checkpoint import write_weights
-from sfumato.engine.choices import Choices
 from sfumato.engine.config import Student
 from sfumato.engine.distributed import Workers
 from sfumato.engine.generate import Pace, Wish, drawing
@@ -21,6 +21,7 @@ from sfumato.engine.run import Run
 from sfumato.engine.sequel import Sequel, Usual, create
 from sfumato.engine.worker import Worker
 from sfumato.errors import UserError
+from sfumato.models.diffusion import need_diffusion
 
 __all__ = ["Polish", "polish"]
 
@@ -66,7 +67,7 @@ def _prepare(run: Run, better: Path, wanted: Polish, show: Watch) -> None:
     for line in choices.lines:
         show.say(line)
     with Interrupt() as stop, drawing(run.folder, Wish(seed=wanted.seed), None, config.device, None) as draws:
-        need_mean(draws.model.denoiser, "correcting a run")
+        need_mean(need_diffusion(draws.model, "correcting a run").denoiser, "correcting a run")
         pace = Pace(show, stop, wanted.n)
         items = torch.cat([batch.items for batch in draws.part(range(wanted.n), pace).batches])
         labels = draws.model.labels(range(wanted.n))

@@ -12,14 +12,14 @@ from sfumato import __version__
 from sfumato.engine.distributed import Workers
 from sfumato.engine.run import Run
 from sfumato.files import write_png
-from sfumato.models.diffusion import Diffusion
+from sfumato.models.base import GenerativeModel
 
 __all__ = ["preview"]
 
 COUNT, COLUMNS = 32, 4
 
 
-def preview(run: Run, models: Mapping[str, Diffusion], step: int, workers: Workers) -> Path | None:
+def preview(run: Run, models: Mapping[str, GenerativeModel], step: int, workers: Workers) -> Path | None:
     """Draw the same 32 samples of each model side by side into the run's samples folder; every rank draws a share.
 
     Args:
@@ -45,9 +45,8 @@ def preview(run: Run, models: Mapping[str, Diffusion], step: int, workers: Worke
     return write_png(run.samples / f"step-{step:08d}.png", joined, recipe)
 
 
-def _states(model: Diffusion, seed: int, workers: Workers) -> Tensor:
+def _states(model: GenerativeModel, seed: int, workers: Workers) -> Tensor:
     """Return the states of the first samples, (COUNT, *dims); all ranks make as many network calls."""
     share = -(-COUNT // workers.size)
-    for state in model.trajectory(range(workers.rank * share, (workers.rank + 1) * share), seed=seed):
-        last = state.x
-    return workers.gather(last)[:COUNT].cpu()
+    drawn = model.draw(range(workers.rank * share, (workers.rank + 1) * share), seed=seed)
+    return workers.gather(drawn)[:COUNT].cpu()

@@ -25,6 +25,7 @@ from sfumato.engine.machine import device_of, has_bf16
 from sfumato.engine.shipped import names, unpacked
 from sfumato.errors import UserError
 from sfumato.files import write_atomic
+from sfumato.models.base import GenerativeModel
 from sfumato.models.diffusion import Diffusion
 from sfumato.sampler import Tuned
 
@@ -138,7 +139,7 @@ class Run:
         """
         return self.config.model.precision if has_bf16(device or device_of(None)[0]) else "fp32"
 
-    def build(self, device: str | torch.device | None = None, **changes: Any) -> Diffusion:
+    def build(self, device: str | torch.device | None = None, **changes: Any) -> GenerativeModel:
         """Return the model with fresh weights.
 
         Args:
@@ -159,7 +160,7 @@ class Run:
             config.data, resolution=config.resolution or None, skip_bad=config.skip_bad, stream=config.stream
         )
 
-    def recipe(self, model: Diffusion, notes: Mapping[str, str]) -> dict[str, Any]:
+    def recipe(self, model: GenerativeModel, notes: Mapping[str, str]) -> dict[str, Any]:
         """Return what every output of this run's model carries; arguments as :meth:`load` returns them."""
         return {
             "sfumato": __version__,
@@ -171,7 +172,7 @@ class Run:
 
     def load(
         self, ema: float | None = None, device: str | torch.device | None = None, **changes: Any
-    ) -> tuple[Diffusion, dict[str, str]]:
+    ) -> tuple[GenerativeModel, dict[str, str]]:
         """Return the model with its newest averaged weights, and the notes of the checkpoint.
 
         Args:
@@ -197,7 +198,8 @@ class Run:
             own = dict(model.named_parameters())
             for name, tensor in reconstructed(self.averages, kept, ema).items():
                 own[name].data.copy_(tensor)
-        model.tuned = self._tuned(model)
+        if isinstance(model, Diffusion):
+            model.tuned = self._tuned(model)
         return model.eval(), found.notes
 
     def _tuned(self, model: Diffusion) -> dict[int, Tuned]:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sfumato.data import Dataset
+from sfumato.engine.asked import Choices, length
 from sfumato.engine.checkpoint import write_weights
-from sfumato.engine.choices import Choices, length
 from sfumato.engine.config import Config, Student
 from sfumato.engine.machine import device_of
 from sfumato.engine.run import Run
-from sfumato.models.diffusion import Diffusion
+from sfumato.models.base import GenerativeModel
 
 __all__ = ["Sequel", "Usual", "create"]
 
@@ -63,7 +63,7 @@ class Sequel:
         )
 
 
-def create(folder: Path, config: Config, dataset: Dataset, before: Diffusion, student: Student) -> Run:
+def create(folder: Path, config: Config, dataset: Dataset, before: GenerativeModel, student: Student) -> Run:
     """Make the folder of a sequel, with the weights before in it.
 
     Args:

@@ -43,7 +43,8 @@ from sfumato.engine.optimizer import Optimizer
 from sfumato.engine.order import Order
 from sfumato.engine.run import Run, restore
 from sfumato.errors import UserError
-from sfumato.models.diffusion import Diffusion
+from sfumato.models.base import GenerativeModel
+from sfumato.models.diffusion import need_diffusion
 from sfumato.process import spread
 
 __all__ = ["Trainer"]
@@ -52,8 +53,8 @@ WARM_UP = 6_400  # images; 100 steps of 64, after which AdamW's second moment (b
 COOL_DOWN = 0.3  # share of the run; RECIPES: 20 to 30%
 CLIP = 1.0  # norm of the gradient
 PATIENCE, RETURNS = 10, 4
-MMSE_EXAMPLES = 256
-WEIGHTS, ORDER, NOISE, DROPOUT, MMSE, TIMES = range(6)  # what a stream is for
+MEASURED_EXAMPLES = 256
+WEIGHTS, ORDER, NOISE, DROPOUT, MEASURE, TIMES = range(6)  # what a stream is for
 
 
 class Trainer:
@@ -86,9 +87,9 @@ class Trainer:
         self.order = Order((self.config.seed, ORDER), len(self.shown.items), self.config.batch)
         self.ema, self.short = (copy.deepcopy(self.model).requires_grad_(False).eval() for _ in range(2))
         for model in (self.model, self.ema, self.short) if self.config.shard and self.workers.size > 1 else ():
-            for child in model.denoiser.children():
+            for child in model.learner.children():
                 shard(child)
-        self.learning = Objective(self.model.denoiser, self.lesson)
+        self.learning = Objective(self.model, self.lesson)
         self.objective = self.workers.join(self.learning, self.config.shard)
         self._take_up()
         self.step, self.total = 0, self.config.steps or 1_000_000_000
@@ -101,13 +102,14 @@ class Trainer:
         if checkpoint.checkpoints(run.checkpoints):
             self._restore()
         if self.config.compile:
-            self.model.denoiser.network.compile()
+            self.model.compile_networks()
 
     def _take_up(self) -> None:
         """Begin to learn what is taught now, with averages and an optimiser that have seen nothing yet."""
         paces, method = self.learning.paces(), None if self.lesson is None else self.lesson.method
         self.parameters = [parameter for module in paces for parameter in module.parameters()]
-        self.optimizer = Optimizer(self.config.optimizer, paces, momentum=method is None or method.momentum)
+        momentum = (self.model if method is None else method).momentum
+        self.optimizer = Optimizer(self.config.optimizer, paces, momentum=momentum)
         self.horizon = (method and method.ema) or self.config.ema
         self.averages = Averages(self.model, self.ema, self.short, self.horizon)
 
@@ -134,7 +136,7 @@ class Trainer:
         if self.lesson is not None and self.lesson.go_on(self.step, self.total, self.ema):
             self._begin_anew()
         index = self.order(self.step)
-        t = self.model.denoiser.times(len(index), stream(self.config.seed, TIMES, self.step))
+        t = self.learning.learner.times(len(index), stream(self.config.seed, TIMES, self.step))
         self.optimizer.zero_grad()
         share = torch.zeros((), device=self.device)
         for call, (part, counts) in enumerate(self.parts):
@@ -148,7 +150,8 @@ class Trainer:
                 (loss * self.workers.size).backward()  # type: ignore[no-untyped-call]  # ranks are averaged
             if counts:
                 share += loss.detach()
-                self.levels.add(losses.detach(), self._noise(t[mine]))
+                if (noise := self.model.noise(t[mine])) is not None:
+                    self.levels.add(losses.detach(), noise)
         norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)).detach()
         unfit = alike((~norm.isfinite()).float(), self.parameters[0])
         self.optimizer.step(self.rate(self.step + 1), unfit)
@@ -191,10 +194,6 @@ class Trainer:
             states = states + codec.level_width * (rand(states, rng) - 0.5).to(states.dtype)
         wanted = self.config.model.classes > 0 and labels is not None
         return states, labels[index].to(self.device) if wanted and labels is not None else None
-
-    def _noise(self, t: Tensor) -> Tensor:
-        """Return ln(sigma / (alpha sigma_data)) of times."""
-        return -self.model.denoiser.process.schedule.logsnr(t) / 2 - math.log(self.config.model.sigma_data)
 
     @contextmanager
     def _dropout(self, part: int) -> Iterator[None]:
@@ -243,23 +242,22 @@ class Trainer:
     @property
     def finished(self) -> bool:
         """Whether the checkpoint that was loaded is that of a whole run."""
-        return self.step == self.total and not bool(self.ema.denoiser.mmse.isnan().any())
+        return self.step == self.total and self.ema.measured
 
     def finish(self, say: Callable[[str], None] = print) -> None:
-        """Conclude the lesson, and measure what the averaged model leaves open; see ``Denoiser.measure_mmse``.
+        """Conclude the lesson, and measure what training leaves open; see ``GenerativeModel.measure``.
 
         Args:
             say: told what is done.
         """
         if self.lesson is not None:
             self.lesson.conclude(self.ema, self.dataset, say)
-        count = min(MMSE_EXAMPLES, len(self.dataset.items))
-        index = torch.randperm(len(self.dataset.items), generator=stream(self.config.seed, MMSE))[:count]
+        count = min(MEASURED_EXAMPLES, len(self.dataset.items))
+        index = torch.randperm(len(self.dataset.items), generator=stream(self.config.seed, MEASURE))[:count]
         mine = index[self.workers.rank :: self.workers.size] if count >= self.workers.size else index
-        rng = stream(self.config.seed, MMSE, self.workers.rank)
-        denoiser = self.ema.denoiser
-        denoiser.measure_mmse(*self.examples(mine, rng, self.dataset), rng)
-        denoiser.mmse.copy_(self.workers.sum(denoiser.mmse) / self.workers.size)
+        rng = stream(self.config.seed, MEASURE, self.workers.rank)
+        for buffer in self.ema.measure(*self.examples(mine, rng, self.dataset), rng):
+            buffer.copy_(self.workers.sum(buffer) / self.workers.size)
 
     # ── Checkpoints ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -322,10 +320,12 @@ class Trainer:
         self.skipped, self.in_row, self.returns = (int(notes[name]) for name in ("skipped", "in_row", "returns"))
 
 
-def _lesson(run: Run, model: Diffusion, device: torch.device) -> Lesson | None:
+def _lesson(run: Run, model: GenerativeModel, device: torch.device) -> Lesson | None:
     """Return what a run is taught, if another one teaches it."""
     method = run.config.student.method
-    return (Correction if method == NEON else Lesson)(run, model, device) if method else None
+    if not method:
+        return None
+    return (Correction if method == NEON else Lesson)(run, need_diffusion(model, "teaching"), device)
 
 
 def _device(name: str) -> torch.device:

@@ -40,7 +40,7 @@ from sfumato.engine.run import Run
 from sfumato.errors import UserError
 from sfumato.files import write_atomic
 from sfumato.grid import logsnr
-from sfumato.models.diffusion import Diffusion
+from sfumato.models.diffusion import Diffusion, need_diffusion
 from sfumato.sampler import Midpoint, Tuned, generate
 from sfumato.sampler.adams import EVERY
 from sfumato.sampler.weights import lam
@@ -187,7 +187,8 @@ def tune(folder: Path, calls: int, paths: int, rounds: int, seed: int, device: s
     if paths < BATCH or rounds < 1:
         raise UserError(f"tuning needs at least {BATCH} --paths and one of --rounds, got {paths} and {rounds}")
     started, run = time.monotonic(), Run.open(folder)
-    model, notes = run.load(device=device, precision="fp32")
+    loaded, notes = run.load(device=device, precision="fp32")
+    model = need_diffusion(loaded, "tuning a sampler")
     need_mean(model.denoiser, "tuning a sampler")
     model.to(device).requires_grad_(False)
     pages_kept()
@@ -289,7 +290,7 @@ def _chosen(table: Table, run: Run, device: str, show: Watch) -> tuple[Tuned, fl
     except UserError as error:
         show.say(f"taken as learned, for want of examples to compare samples with: {error}")
         return learned, 1.0
-    model, _ = run.load(device=device)
+    model = need_diffusion(run.load(device=device)[0], "tuning a sampler")
     model.to(device)
     first = Table(table.schedule, table.calls, FIRST * model.denoiser.sigma_data).frozen()
     distances, ways = {0.0: near("the way used so far", model, steps=table.calls)}, {0.0: learned}

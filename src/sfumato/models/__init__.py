@@ -1,1 +1,10 @@
-"""Generative models: where a network, a process and a codec meet."""
+"""Generative models: where networks, a process and a codec meet. One contract for all stands in base.py."""
+
+from sfumato.models.base import Spec
+from sfumato.models.diffusion import DiffusionSpec
+from sfumato.models.gan import GANSpec
+
+__all__ = ["FAMILIES"]
+
+FAMILIES: dict[str, type[Spec]] = {"diffusion": DiffusionSpec, "gan": GANSpec}
+"""What can be trained, by name."""

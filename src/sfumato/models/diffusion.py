@@ -1,18 +1,12 @@
-"""A diffusion model of somebody's data: a denoiser, the codec of the data, and the names of the classes.
-
-Samples are functions: sample i of a model depends on its weights, the seed and i, not on how many are drawn with it.
-Its noise comes from a stream of its own, and batches have one size whatever n is, because the last bits of a matrix
-product depend on the batch's size. So ``sample(1, first=100)`` remakes sample 100 of a thousand, bit by bit, on the
-same machine with the same number of threads.
-"""
+"""A diffusion model of somebody's data: a denoiser, the codec of the data, and the names of the classes."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import islice
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,31 +15,27 @@ from sfumato.data.codec import Codec
 from sfumato.defaults import GRID, SAMPLER, STEPS
 from sfumato.denoise import Denoiser, Given
 from sfumato.dist import stream
-from sfumato.errors import UserError, choose, nearest
+from sfumato.errors import UserError, choose
 from sfumato.grid import times
+from sfumato.models.base import GenerativeModel, Spec
 from sfumato.nn import MLP, UNet
 from sfumato.process import Gaussian
 from sfumato.sampler import State, Tuned, sampler, trajectory
 from sfumato.schedule import SCHEDULES
 from sfumato.weighting import Likelihood, LogNormal
 
-__all__ = ["Diffusion", "Spec"]
-
-BATCH_VALUES = 64 * 28 * 28
-"""Values in a batch of samples: enough to keep two cores busy, few enough that one sample alone does not wait long."""
+__all__ = ["Diffusion", "DiffusionSpec", "need_diffusion"]
 
 
 @dataclass(frozen=True)
-class Spec:
-    """All that is needed to build an untrained model for data of known shape; saved in config.toml.
+class DiffusionSpec(Spec):
+    """All that is needed to build an untrained diffusion model.
 
     Attributes:
         network: "unet" for images, "mlp" for points.
         widths: hidden channels of each level of a U-Net; (width,) of an MLP.
         blocks: residual blocks a level of a U-Net; depth of an MLP.
         attention: for each level of a U-Net, whether it has self-attention.
-        dropout: probability of dropping a hidden activation in training, U-Net only.
-        classes: number of classes, 0 for none.
         schedule: a key of ``sfumato.schedule.SCHEDULES``.
         parameterisation: a key of ``sfumato.rows.ROWS``.
         weighting: a key of ``sfumato.weighting.WEIGHTINGS`` or of ``ROWS``, or "learned".
@@ -55,19 +45,17 @@ class Spec:
         noise_std: its standard deviation.
         coupling: a key of ``sfumato.coupling.COUPLINGS``.
         variance: of the reverse step: "learned" by the network, for the sampler "ancestral-learned", or "fixed".
-        dequantise: train on data of finitely many levels spread evenly over the levels' bins.
         gives: what the estimate stands for, a key of ``sfumato.denoise.GIVES``.
         sampler: that draws from it unless another is asked for.
         stops: times of its usual way back, which fall to 0; () for the usual grid and number of steps.
-        precision: "fp32" or "bf16" inside the network.
     """
+
+    family: ClassVar[str] = "diffusion"
 
     network: Literal["unet", "mlp"]
     widths: tuple[int, ...]
     blocks: int
     attention: tuple[bool, ...] = ()
-    dropout: float = 0.0
-    classes: int = 0
     schedule: str = "cosine"
     parameterisation: str = "edm"
     weighting: str = "edm"
@@ -77,22 +65,14 @@ class Spec:
     noise_std: float = 1.2
     coupling: str = "independent"
     variance: Literal["fixed", "learned"] = "fixed"
-    dequantise: bool = False
     gives: str = "mean"
     sampler: str = SAMPLER
     stops: tuple[float, ...] = ()
-    precision: Literal["fp32", "bf16"] = "fp32"
+
+    def words(self) -> str:
+        return f"{self.network} {'-'.join(map(str, self.widths))}, predicts {self.parameterisation} on {self.schedule}"
 
     def build(self, codec: Codec, classes: Sequence[str] = ()) -> Diffusion:
-        """Return an untrained model; its weights come from PyTorch's global random state.
-
-        Args:
-            codec: of the data.
-            classes: names of the classes, ``self.classes`` of them.
-
-        Raises:
-            UserError: an unknown name or an impossible combination.
-        """
         network: nn.Module
         heads = 2 if self.variance == "learned" else 1
         if self.network == "unet":
@@ -131,7 +111,7 @@ class Spec:
         return Diffusion(denoiser, codec, tuple(classes), self.sampler, self.stops)
 
 
-class Diffusion(nn.Module):
+class Diffusion(GenerativeModel):
     """A denoiser with the codec of its data.
 
     Args:
@@ -142,6 +122,8 @@ class Diffusion(nn.Module):
         stops: times of its usual way back, which fall to 0; () for the usual grid and number of steps.
     """
 
+    family: ClassVar[str] = "diffusion"
+
     def __init__(
         self,
         denoiser: Denoiser,
@@ -150,43 +132,36 @@ class Diffusion(nn.Module):
         sampler: str = SAMPLER,
         stops: tuple[float, ...] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(codec, classes)
         self.denoiser = denoiser
-        self.codec = codec
-        self.classes = classes
         self.sampler = sampler
         self.stops = stops
         self.tuned: dict[int, Tuned] = {}
 
-    @property
-    def batch(self) -> int:
-        """Samples made at a time, a function of the data's shape alone."""
-        return max(1, min(256, BATCH_VALUES // math.prod(self.codec.dims)))
+    # ── Learning ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.parameters()).device
+    def learner(self) -> Denoiser:
+        return self.denoiser
 
-    def label(self, name: str | int) -> int:
-        """Return the index of a class given by name or index.
+    def noise(self, t: Tensor) -> Tensor:
+        return -self.denoiser.process.schedule.logsnr(t) / 2 - math.log(self.denoiser.sigma_data)
 
-        Raises:
-            UserError: the model has no classes, or not this one.
-        """
-        if not self.classes:
-            raise UserError("this model was trained without classes: train with --classes to ask for one")
-        if str(name) in self.classes:
-            return self.classes.index(str(name))
-        if str(name).isdecimal() and int(name) < len(self.classes):
-            return int(name)
-        raise UserError(f"no class '{name}'{nearest(str(name), self.classes)}")
+    def measure(self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None) -> list[Tensor]:
+        self.denoiser.measure_mmse(x_0, cond, rng)
+        return [self.denoiser.mmse]
 
-    def labels(self, indices: Sequence[int], label: int | None = None) -> Tensor | None:
-        """Return the labels of samples by index: ``label``, or every class in turn; None without classes."""
-        if not self.classes:
-            return None
-        return torch.tensor([i % len(self.classes) if label is None else label for i in indices])
+    @property
+    def measured(self) -> bool:
+        return not bool(self.denoiser.mmse.isnan().any())
+
+    def compile_networks(self) -> None:
+        self.denoiser.network.compile()
+
+    def call(self, x_0: Tensor, cond: Tensor | None = None) -> Tensor:
+        return self.denoiser(x_0, 0.5, cond).output
+
+    # ── Drawing ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def way(self, steps: int | None = None, method: str | None = None, grid: str | None = None) -> tuple[int, str, str]:
         """Return steps, sampler and grid, with this model's usual ones where None is given.
@@ -206,43 +181,27 @@ class Diffusion(nn.Module):
             grid = ",".join(f"{t:.6g}" for t in self.stops) if self.stops and steps == own else GRID
         return steps, self.sampler if method is None else method, grid
 
-    def states(
+    def slug(self, steps: int, method: str, grid: str) -> str:
+        own = self.stops and grid == self.way()[2]  # its times would make a long name
+        return f"{method}-{'own' if own else grid}-{steps}"
+
+    def draw(
         self,
-        n: int,
+        indices: Sequence[int],
         *,
         seed: int = 0,
         steps: int | None = None,
         method: str | None = None,
         grid: str | None = None,
         label: int | None = None,
-        first: int = 0,
-    ) -> Iterator[Tensor]:
-        """Yield the states at t = 0 of samples first .. first + n - 1, batch by batch, (b, *dims) float32.
+    ) -> Tensor:
+        for state in self.trajectory(indices, seed=seed, steps=steps, method=method, grid=grid, label=label):
+            last = state.x
+        return last
 
-        Args:
-            n: how many, at least 1.
-            seed: any whole number.
-            steps: as for :meth:`way`.
-            method: as for :meth:`way`.
-            grid: as for :meth:`way`.
-            label: class index; by default every class in turn.
-            first: index of the first sample.
-
-        Raises:
-            UserError: n < 1, first < 0 or an unknown name.
-        """
-        if n < 1 or first < 0:
-            raise UserError(f"ask for at least one sample, from index 0 on, got n = {n} from {first}")
-        for start in range(first - first % self.batch, first + n, self.batch):
-            for state in self.trajectory(
-                range(start, start + self.batch), seed=seed, steps=steps, method=method, grid=grid, label=label
-            ):
-                last = state.x
-            yield last[max(first - start, 0) : first + n - start].cpu()
-
-    def sample(self, n: int = 64, **how: object) -> Tensor:
-        """Return ``n`` samples as the user's items, (n, ...); keywords as for :meth:`states`."""
-        return self.codec.decode(torch.cat(list(self.states(n, **how))))  # type: ignore[arg-type]
+    def try_out(self, indices: Sequence[int], **how: object) -> None:
+        for _ in islice(self.trajectory(indices, **how), 2):  # type: ignore[arg-type]
+            pass
 
     def trajectory(
         self,
@@ -280,10 +239,17 @@ class Diffusion(nn.Module):
             raise UserError(f"this model's way back was tuned {known}, not for {steps}: sfumato tune-sampler does it")
         return self.tuned[steps]
 
-    def fingerprint(self) -> str:
-        """Return 16 hexadecimal digits that name the weights."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+
+def need_diffusion(model: GenerativeModel, what: str) -> Diffusion:
+    """Return a model if it is a diffusion model, and refuse any other.
+
+    Args:
+        model: that is asked.
+        what: is computed from it, for the error.
+
+    Raises:
+        UserError: it is of another family.
+    """
+    if not isinstance(model, Diffusion):
+        raise UserError(f"{what} needs a diffusion model, and this is a {model.family}")
+    return model

@@ -2,5 +2,6 @@
 
 from sfumato.nn.mlp import MLP
 from sfumato.nn.unet import UNet
+from sfumato.nn.vectors import Decoder, Encoder
 
-__all__ = ["MLP", "UNet"]
+__all__ = ["MLP", "Decoder", "Encoder", "UNet"]

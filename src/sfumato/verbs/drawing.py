@@ -10,7 +10,7 @@ import tyro
 from sfumato.verbs.words import Class, Count, Folder
 
 if TYPE_CHECKING:
-    from sfumato.models.diffusion import Diffusion
+    from sfumato.models.base import GenerativeModel
     from sfumato.view.catalogue import Catalogue
 
 __all__ = ["load", "sample", "samplers", "show"]
@@ -118,7 +118,7 @@ def show(
     return show(source, Wish(seed=seed, steps=steps, method=sampler, grid=grid), gif, schedule, out)
 
 
-def load(run: str | Path, ema: float | None = None) -> Diffusion:
+def load(run: str | Path, ema: float | None = None) -> GenerativeModel:
     """Load a trained model, with its averaged weights.
 
     Args:

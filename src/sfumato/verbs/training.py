@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sfumato.verbs.words import Count, Data, Folder, Method, Size
+from sfumato.verbs.words import Count, Data, Family, Folder, Method, Size
 
 if TYPE_CHECKING:
     from sfumato.engine.plan import Plan
@@ -19,6 +19,7 @@ __all__ = ["distill", "plan", "polish", "resume", "train", "tune_sampler"]
 def train(
     data: Data,
     *,
+    model: Family = "diffusion",
     time: str | None = None,
     steps: int | None = None,
     size: Size | None = None,
@@ -53,6 +54,7 @@ def train(
 
     Args:
         data: as for inspect.
+        model: what learns them: diffusion, or a gan to compare it with.
         time: how long, such as 90s, 2m or 1h; the learning rate falls to 0 as it ends.
         steps: how long in steps, instead of a time.
         size: of the network.
@@ -88,8 +90,8 @@ def train(
         UserError: bad data, an impossible choice, or a folder that exists.
     """
     asked = dict(locals())
+    from sfumato.engine.asked import Asked
     from sfumato.engine.begin import begin
-    from sfumato.engine.choices import Asked
 
     return begin(Asked(**asked))
 
@@ -97,6 +99,7 @@ def train(
 def plan(
     data: Data,
     *,
+    model: Family = "diffusion",
     workers: int = 1,
     time: str | None = None,
     steps: int | None = None,
@@ -120,6 +123,7 @@ def plan(
 
     Args:
         data: as for inspect.
+        model: as for train.
         workers: processes that share the run; they are really started, here.
         time: as for train.
         steps: as for train.
@@ -145,7 +149,7 @@ def plan(
     from time import perf_counter
 
     begun, asked = perf_counter(), dict(locals())
-    from sfumato.engine.choices import Asked
+    from sfumato.engine.asked import Asked
     from sfumato.engine.plan import plan
 
     del asked["workers"], asked["out"], asked["perf_counter"]

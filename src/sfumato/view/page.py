@@ -142,8 +142,7 @@ def _head(run: Run, told: History, model: _Model, name: str) -> str:
         f"Data <b>{safe(data.get('name'))}</b>: {_count(run):,} examples of {shape} values"
         + (f"; {len(classes)} classes: {safe(some)}" if classes else "")
         + f". Fingerprint {safe(str(data.get('fingerprint'))[:16])}.",
-        f"Network {safe(spec.network)} {safe('-'.join(map(str, spec.widths)))} with {model.parameters:,} parameters, "
-        f"predicts {safe(spec.parameterisation)} on the schedule {safe(spec.schedule)}, seed {config.seed}, "
+        f"{safe(spec.family)}: {safe(spec.words())}; {model.parameters:,} parameters, seed {config.seed}, "
         f"sfumato {safe(config.version)}.",
         f"Weights <b>{model.weights}</b> of step {safe(model.step)}." if model.weights else "No weights yet.",
     ]
@@ -186,7 +185,7 @@ def _status(told: History) -> str:
 def _choices(run: Run) -> str:
     """Return all that config.toml says."""
     record = dataclasses.asdict(run.config)
-    spec = record.pop("model")
+    spec = {"family": run.config.model.family} | record.pop("model")
     return (
         f'<h2>Choices</h2>\n<div class="choices">\n{_details("The run", record)}\n{_details("The model", spec)}\n</div>'
     )

@@ -19,11 +19,12 @@ from sfumato.data.picture import Pixels, cloud
 from sfumato.defaults import GRID, SAMPLER, STEPS
 from sfumato.denoise import Given, tells_mean
 from sfumato.dist import stream
+from sfumato.engine.config import diffusion_of
 from sfumato.engine.generate import Way, Wish
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
 from sfumato.grid import times
-from sfumato.models.diffusion import Diffusion
+from sfumato.models.diffusion import Diffusion, need_diffusion
 from sfumato.process import Gaussian
 from sfumato.rows import input_scale
 from sfumato.schedule import SCHEDULES
@@ -197,7 +198,8 @@ class Subject:
 
 def of_run(run: Run, wish: Wish) -> Subject:
     """Return a run as a subject; its data count as gone if they have changed."""
-    model, notes = run.load()
+    loaded, notes = run.load()
+    model = need_diffusion(loaded, "showing the way to noise and back")
     dataset: Dataset | None
     try:
         dataset = run.dataset()
@@ -205,7 +207,7 @@ def of_run(run: Run, wish: Wish) -> Subject:
         dataset = None
     if dataset is not None and dataset.fingerprint != run.data["fingerprint"]:
         dataset = None  # no longer what it was: as good as gone
-    schedule = run.config.model.schedule
+    schedule = diffusion_of(run.config, "showing").schedule
     start = "samples" if dataset is None else "data"
     recipe = run.recipe(model, notes) | {"schedule": schedule, "start": start}
     return Subject(run.folder.name, model.codec, schedule, wish.way(model), dataset, model, recipe)

@@ -1,0 +1,195 @@
+"""What is chosen for a run of each family: its networks, its optimiser and its learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+from sfumato.data import Dataset
+from sfumato.engine.asked import Asked, Choices
+from sfumato.engine.machine import has_bf16
+from sfumato.engine.optimizer import Rule
+from sfumato.errors import UserError, choose
+from sfumato.models.base import Spec
+from sfumato.models.diffusion import DiffusionSpec
+from sfumato.models.gan import GANSpec
+
+__all__ = ["RECIPES", "Setting"]
+
+
+@dataclass(frozen=True)
+class _UNetSize:
+    widths: tuple[int, ...]
+    blocks: int
+    attention: tuple[bool, ...]
+
+
+UNETS = {
+    "tiny": _UNetSize((32, 64), 2, (False, True)),
+    "small": _UNetSize((32, 64, 96), 1, (False, False, False)),
+    "base": _UNetSize((64, 128, 192), 2, (False, False, True)),
+}
+"""U-Nets by size; bench/network_speed.py measured them."""
+MLPS = {"tiny": (128, 3), "small": (256, 4), "base": (512, 6)}
+"""Width and depth of the networks for points."""
+FEW = 10_000
+"""Below so many examples a network learns them by heart within minutes, unless dropout slows it."""
+LEARNING_RATES = {
+    "muon": {"tiny": 2e-3, "small": 2e-3, "base": 1e-3},
+    "adamw": {"tiny": 1e-3, "small": 4e-3, "base": 5e-4},
+}
+"""Learning rates of diffusion models by optimiser and size."""
+NOISE_MEAN = -0.1
+"""Of the log of the noise that networks see in training, against the data's spread."""
+
+PAIRS = {"tiny": ((32, 64), 1), "small": ((32, 64, 96), 1), "base": ((64, 128, 192), 1)}
+"""Widths of a GAN's networks for pictures by size, and residual blocks a level."""
+POINT_PAIRS = {"tiny": ((128,), 2), "small": ((256,), 3), "base": ((512,), 4)}
+"""The same for points."""
+DIFFUSIONS = ("coupling", "schedule", "parameterisation", "weighting", "likelihood", "learn_variance")
+"""What may be asked of a diffusion model alone."""
+
+
+class Setting(NamedTuple):
+    """What is decided before the family is asked.
+
+    Attributes:
+        size: of the networks.
+        device: where to compute.
+        points: whether the data are points.
+    """
+
+    size: str
+    device: str
+    points: bool
+
+
+class Recipe(NamedTuple):
+    """What a family chooses."""
+
+    model: Spec
+    optimizer: Rule
+    lr: float
+
+
+def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
+    """Choose for a diffusion model.
+
+    Args:
+        dataset: that it is trained on.
+        asked: what was asked for.
+        setting: what is decided already.
+        choices: collects what is chosen, and why.
+
+    Raises:
+        UserError: something impossible was asked for.
+    """
+    size, device, points = setting
+    if asked.shard and asked.optimizer == "muon":
+        raise UserError("muon needs whole matrices, and --shard splits them: leave one of the two out")
+    optimizer = choices.take("optimizer", asked.optimizer, *_optimizer(asked.shard, points))
+    lr = choices.take("lr", asked.lr, LEARNING_RATES[optimizer][size], f"of {optimizer} at this size")
+    precision = choices.take("precision", asked.precision, *_precision(device, points, asked.likelihood))
+    few = len(dataset.items) < FEW and not points
+    dropout = choices.take("dropout", None, 0.1 if few else 0.0, "few examples" if few else "enough examples")
+    aim = _likelihood(dataset, asked, choices) if asked.likelihood else _samples(asked, choices)
+    model = DiffusionSpec(
+        **_network(size, points),
+        dropout=dropout,
+        classes=len(dataset.classes) if asked.classes else 0,
+        schedule=asked.schedule,
+        parameterisation=asked.parameterisation,
+        **aim,
+        coupling=asked.coupling,
+        variance="learned" if asked.learn_variance else "fixed",
+        sigma_data=_spread(dataset, choices, aim["dequantise"]),
+        precision=precision,
+    )
+    return Recipe(model, optimizer, lr)
+
+
+def gan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
+    """Choose for a GAN; arguments as for :func:`diffusion`."""
+    _refuse(asked, *DIFFUSIONS, "optimizer", "precision", "compile", "shard", model="gan")
+    widths, blocks = choose("size", setting.size, POINT_PAIRS if setting.points else PAIRS)
+    choices.take("optimizer", None, "adamw", "without momentum: the other player moves")
+    lr = choices.take("lr", asked.lr, 1e-3 if setting.points else 5e-4, "of both players")
+    choices.take("precision", None, "fp32", "the penalty is a gradient of a gradient")
+    gamma = choices.take("gamma", None, 1.0, "of the penalties R1 and R2")
+    model = GANSpec(
+        widths=widths,
+        blocks=blocks,
+        gamma=gamma,
+        classes=len(dataset.classes) if asked.classes else 0,
+        sigma_data=_spread(dataset, choices, False),
+    )
+    return Recipe(model, "adamw", lr)
+
+
+RECIPES: dict[str, Callable[[Dataset, Asked, Setting, Choices], Recipe]] = {"diffusion": diffusion, "gan": gan}
+"""By family."""
+
+
+def _refuse(asked: Asked, *names: str, model: str) -> None:
+    """Raise a UserError if one of these was asked of a model that has no such choice."""
+    for field in fields(asked):
+        if field.name in names and getattr(asked, field.name) != field.default:
+            word = field.name.replace("_", "-")
+            raise UserError(f"--{word} is a choice of diffusion models, and a {model} has none: leave it out")
+
+
+def _spread(dataset: Dataset, choices: Choices, dequantise: bool) -> float:
+    """Return the data's standard deviation, measured."""
+    width = dataset.codec.level_width if dequantise else 0.0
+    sigma_data = math.hypot(float(dataset.codec.encode(dataset.sample(10_000)).std()), width / math.sqrt(12))
+    choices.take("sigma_data", None, round(sigma_data, 4), "the data's standard deviation, measured")
+    return sigma_data
+
+
+def _network(size: str, points: bool) -> dict[str, Any]:
+    if points:
+        width, depth = choose("size", size, MLPS)
+        return {"network": "mlp", "widths": (width,), "blocks": depth}
+    unet = choose("size", size, UNETS)
+    return {"network": "unet", "widths": unet.widths, "blocks": unet.blocks, "attention": unet.attention}
+
+
+def _samples(asked: Asked, choices: Choices) -> dict[str, Any]:
+    """Return what training looks at for good samples."""
+    weighting = choices.take(
+        "weighting", asked.weighting, asked.parameterisation, "plain error of the network's output"
+    )
+    return {"weighting": weighting, "law": "lognormal", "noise_mean": NOISE_MEAN, "dequantise": False}
+
+
+def _optimizer(shard: bool, points: bool) -> tuple[Rule, str]:
+    """Return the optimiser, and why."""
+    if shard:
+        return "adamw", "Muon needs whole matrices, and --shard splits them"
+    if points:
+        return "adamw", "the network is too small to gain from more"
+    return "muon", "better samples after equal time"
+
+
+def _likelihood(dataset: Dataset, asked: Asked, choices: Choices) -> dict[str, Any]:
+    """Return what training looks at for a tight bound on log p(x)."""
+    weighting = choices.take("weighting", asked.weighting, "elbo", "the bound on log p(x) itself")
+    law = choices.take("law", None, "likelihood", "every noise level that has a share in the bound")
+    levels = dataset.codec.level_width > 0
+    why = "spread over their bins, levels have a density" if levels else "the data vary continuously"
+    return {"weighting": weighting, "law": law, "dequantise": choices.take("dequantise", None, levels, why)}
+
+
+def _precision(device: str, points: bool, likelihood: bool) -> tuple[str, str]:
+    """Return the precision inside the network, and why."""
+    if likelihood:
+        return "fp32", "bits are counted at noise so low that bf16 rounds it away"
+    if points:
+        return "fp32", "the network is too small to gain from less"
+    if device == "cuda":
+        return "bf16", "twice as fast as fp32 on GPUs that have it"
+    if has_bf16(device):
+        return "bf16", "this CPU has bfloat16 arithmetic (AVX512-BF16)"
+    return "fp32", "no bfloat16 arithmetic found"

@@ -1,0 +1,323 @@
+"""What every generative model is, whatever it is made of: it learns from data by a loss, and draws samples.
+
+Samples are functions: sample i of a model depends on its weights, the seed and i, not on how many are drawn with it.
+Its noise comes from a stream of its own, and batches have one size whatever n is, because the last bits of a matrix
+product depend on the batch's size. So ``sample(1, first=100)`` remakes sample 100 of a thousand, bit by bit, on the
+same machine with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sfumato.data.codec import Codec
+from sfumato.dist import stream
+from sfumato.errors import UserError, nearest
+
+__all__ = ["GenerativeModel", "Learner", "Pushforward", "Spec"]
+
+BATCH_VALUES = 64 * 28 * 28
+"""Values in a batch of samples: enough to keep two cores busy, few enough that one sample alone does not wait long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec(ABC):
+    """All that is needed to build an untrained model for data of known shape; saved in config.toml.
+
+    Attributes:
+        classes: number of classes, 0 for none.
+        dropout: probability of dropping a hidden activation in training.
+        dequantise: train on data of finitely many levels spread evenly over the levels' bins.
+        precision: "fp32" or "bf16" inside the networks.
+    """
+
+    family: ClassVar[str]
+    """What kind of model it is, a key of ``sfumato.models.FAMILIES``."""
+
+    classes: int = 0
+    dropout: float = 0.0
+    dequantise: bool = False
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @abstractmethod
+    def build(self, codec: Codec, classes: Sequence[str] = ()) -> GenerativeModel:
+        """Return an untrained model; its weights come from PyTorch's global random state.
+
+        Args:
+            codec: of the data.
+            classes: names of the classes, ``self.classes`` of them.
+
+        Raises:
+            UserError: an unknown name or an impossible combination.
+        """
+
+    @abstractmethod
+    def words(self) -> str:
+        """Return what the networks are, for a sentence of a report."""
+
+
+class Learner(Protocol):
+    """What is trained: all that learns by one loss."""
+
+    def times(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """Draw what each of ``n`` examples of a step is asked at, (n,) float64, over all workers together."""
+
+    def loss(
+        self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None, t: Tensor | None = None
+    ) -> Tensor:
+        """Return the loss of each example, (B,).
+
+        Args:
+            x_0: (B, ...) data.
+            cond: (B,) labels, if the networks take them.
+            rng: CPU generator for all that is random.
+            t: (B,) of what ``times`` drew.
+        """
+
+
+class GenerativeModel(nn.Module, ABC):
+    """A model with the codec of its data.
+
+    Attributes:
+        family: what kind it is, a key of ``sfumato.models.FAMILIES``.
+        momentum: whether the optimiser may keep a momentum of gradients.
+
+    Args:
+        codec: between the user's items and states.
+        classes: names of the classes; () if the model takes no labels.
+    """
+
+    family: ClassVar[str]
+    momentum: bool = True
+
+    def __init__(self, codec: Codec, classes: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.codec = codec
+        self.classes = classes
+
+    # ── Learning ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    @abstractmethod
+    def learner(self) -> nn.Module:
+        """The part that is trained, a :class:`Learner`."""
+
+    def paces(self) -> dict[nn.Module, float]:
+        """Return what learns, each with its share of the learning rate."""
+        return {self.learner: 1.0}
+
+    def noise(self, t: Tensor) -> Tensor | None:
+        """Return the noise at what ``Learner.times`` drew, ln(sigma / (alpha sigma_data)); None if it is none."""
+        return None
+
+    def measure(self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None) -> list[Tensor]:
+        """Measure what training leaves open, and return the buffers that hold it; workers average them.
+
+        Args:
+            x_0: (B, ...) data; a few hundred examples.
+            cond: (B,) labels, if the model takes them.
+            rng: CPU generator for the noise.
+        """
+        return []
+
+    @property
+    def measured(self) -> bool:
+        """Whether nothing is open that :meth:`measure` would tell."""
+        return True
+
+    @abstractmethod
+    def compile_networks(self) -> None:
+        """Let torch.compile translate the networks, in place.
+
+        Raises:
+            UserError: it cannot, in training.
+        """
+
+    @abstractmethod
+    def call(self, x_0: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Pass examples through every network once, as a step of training does, to count what that takes.
+
+        Args:
+            x_0: (B, ...) data.
+            cond: (B,) labels, if the model takes them.
+        """
+
+    # ── Drawing ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def batch(self) -> int:
+        """Samples made at a time, a function of the data's shape alone."""
+        return max(1, min(256, BATCH_VALUES // math.prod(self.codec.dims)))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def label(self, name: str | int) -> int:
+        """Return the index of a class given by name or index.
+
+        Raises:
+            UserError: the model has no classes, or not this one.
+        """
+        if not self.classes:
+            raise UserError("this model was trained without classes: train with --classes to ask for one")
+        if str(name) in self.classes:
+            return self.classes.index(str(name))
+        if str(name).isdecimal() and int(name) < len(self.classes):
+            return int(name)
+        raise UserError(f"no class '{name}'{nearest(str(name), self.classes)}")
+
+    def labels(self, indices: Sequence[int], label: int | None = None) -> Tensor | None:
+        """Return the labels of samples by index: ``label``, or every class in turn; None without classes."""
+        if not self.classes:
+            return None
+        return torch.tensor([i % len(self.classes) if label is None else label for i in indices])
+
+    @abstractmethod
+    def way(self, steps: int | None = None, method: str | None = None, grid: str | None = None) -> tuple[int, str, str]:
+        """Return steps, sampler and grid, with this model's usual ones where None is given.
+
+        Args:
+            steps: steps of the sampler.
+            method: name of the sampler.
+            grid: name of the grid.
+
+        Raises:
+            UserError: this model draws in no such way.
+        """
+
+    @abstractmethod
+    def slug(self, steps: int, method: str, grid: str) -> str:
+        """Return a way as part of the name of a folder; arguments as :meth:`way` returns them."""
+
+    @abstractmethod
+    def draw(
+        self,
+        indices: Sequence[int],
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        method: str | None = None,
+        grid: str | None = None,
+        label: int | None = None,
+    ) -> Tensor:
+        """Return the states of the samples with these indices, in one batch; see :meth:`states`."""
+
+    def try_out(self, indices: Sequence[int], **how: object) -> None:
+        """Begin to draw some samples, to refuse what cannot work; arguments as for :meth:`draw`.
+
+        Raises:
+            UserError: the model and the way do not fit.
+        """
+        self.draw(indices, **how)  # type: ignore[arg-type]
+
+    def states(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        method: str | None = None,
+        grid: str | None = None,
+        label: int | None = None,
+        first: int = 0,
+    ) -> Iterator[Tensor]:
+        """Yield the states of samples first .. first + n - 1, batch by batch, (b, *dims) float32.
+
+        Args:
+            n: how many, at least 1.
+            seed: any whole number.
+            steps: as for :meth:`way`.
+            method: as for :meth:`way`.
+            grid: as for :meth:`way`.
+            label: class index; by default every class in turn.
+            first: index of the first sample.
+
+        Raises:
+            UserError: n < 1, first < 0 or an unknown name.
+        """
+        if n < 1 or first < 0:
+            raise UserError(f"ask for at least one sample, from index 0 on, got n = {n} from {first}")
+        for start in range(first - first % self.batch, first + n, self.batch):
+            drawn = self.draw(
+                range(start, start + self.batch), seed=seed, steps=steps, method=method, grid=grid, label=label
+            )
+            yield drawn[max(first - start, 0) : first + n - start].cpu()
+
+    def sample(self, n: int = 64, **how: object) -> Tensor:
+        """Return ``n`` samples as the user's items, (n, ...); keywords as for :meth:`states`."""
+        return self.codec.decode(torch.cat(list(self.states(n, **how))))  # type: ignore[arg-type]
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that name the weights."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+class Pushforward(GenerativeModel):
+    """A model whose law is that of noise pushed through a network: one call turns a latent vector into a sample.
+
+    Args:
+        codec: between the user's items and states.
+        classes: names of the classes; () if the model takes no labels.
+        latent: length of the vector.
+    """
+
+    METHOD, GRID = "generator", "none"
+
+    def __init__(self, codec: Codec, classes: tuple[str, ...], latent: int) -> None:
+        super().__init__(codec, classes)
+        self.latent = latent
+
+    @abstractmethod
+    def generate(self, z: Tensor, cond: Tensor | None) -> Tensor:
+        """Return the states (B, *dims) of latent vectors (B, latent), standard normal, and labels (B,)."""
+
+    @property
+    def learner(self) -> nn.Module:
+        return self
+
+    def times(self, n: int, rng: torch.Generator | None = None) -> Tensor:
+        """Return (n,) zeros: there is no noise level to be asked at."""
+        return torch.zeros(n, dtype=torch.float64)
+
+    def way(self, steps: int | None = None, method: str | None = None, grid: str | None = None) -> tuple[int, str, str]:
+        if steps not in (None, 1) or method not in (None, self.METHOD) or grid not in (None, self.GRID):
+            raise UserError(f"a {self.family} draws in one call: leave --steps, --sampler and --grid out")
+        return 1, self.METHOD, self.GRID
+
+    def slug(self, steps: int, method: str, grid: str) -> str:
+        return method
+
+    @torch.no_grad()
+    def draw(
+        self,
+        indices: Sequence[int],
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        method: str | None = None,
+        grid: str | None = None,
+        label: int | None = None,
+    ) -> Tensor:
+        self.way(steps, method, grid)
+        z = torch.stack([torch.randn(self.latent, generator=stream(seed, i)) for i in indices])
+        labels = self.labels(indices, label)
+        training = self.training
+        self.eval()
+        try:
+            return self.generate(z.to(self.device), None if labels is None else labels.to(self.device))
+        finally:
+            self.train(training)

@@ -1,0 +1,165 @@
+"""A generative adversarial network: a generator learns from a critic, and the critic from both.
+
+With real x, z ~ N(0, 1), made y = G(z), and c(.) the critic, for each pair (x, y) of one class
+
+(1)  critic     f(c(y) - c(x)) + gamma/2 (|grad c(x)|^2 + |grad c(y)|^2),   f(u) = log(1 + e^u)
+(2)  generator  f(c(x) - c(y))
+
+is the relativistic pairing loss with the penalties R1 and R2 of R3GAN (Huang et al. 2501.05441, eq. 4 and 6); under it
+training converges locally where the two-player game of (3) without penalties does not (Mescheder et al. 1801.04406):
+
+(3)  critic     f(-c(x)) + f(c(y)),      generator  f(-c(y))        (Goodfellow et al. 1406.2661, non-saturating)
+
+Both players move at once, with the gradient at the same weights. So one pass of the critic over y serves all: what (2)
+asks of y is its derivative by c(y), a number for each example, times grad c(y), which R2 has made already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfumato.data.codec import Codec
+from sfumato.dist import randn_like
+from sfumato.errors import UserError, choose
+from sfumato.models.base import Pushforward, Spec
+from sfumato.nn import Decoder, Encoder
+
+__all__ = ["GAMES", "GAN", "GANSpec", "Game"]
+
+
+class Game(NamedTuple):
+    """What each player loses, by c(x) and c(y), for each pair."""
+
+    critic: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor, Tensor], Tensor]
+
+
+GAMES = {
+    "relativistic": Game(lambda x, y: F.softplus(y - x), lambda x, y: F.softplus(x - y)),
+    "non-saturating": Game(lambda x, y: F.softplus(-x) + F.softplus(y), lambda x, y: F.softplus(-y)),
+}
+"""Equations (1), (2) and (3) without their penalties, by name."""
+
+
+@dataclass(frozen=True)
+class GANSpec(Spec):
+    """All that is needed to build an untrained GAN.
+
+    Attributes:
+        widths: hidden channels of each level, the finest first; (width,) for points.
+        blocks: residual blocks a level.
+        latent: length of z.
+        game: a key of :data:`GAMES`.
+        gamma: weight of the penalties; 0 for none.
+        sigma_data: the data's standard deviation.
+    """
+
+    family: ClassVar[str] = "gan"
+
+    widths: tuple[int, ...]
+    blocks: int
+    latent: int = 64
+    game: Literal["relativistic", "non-saturating"] = "relativistic"
+    gamma: float = 1.0
+    sigma_data: float = 0.5
+
+    def words(self) -> str:
+        return f"generator and critic {'-'.join(map(str, self.widths))}, {self.game}, penalty {self.gamma:g}"
+
+    def build(self, codec: Codec, classes: Sequence[str] = ()) -> GAN:
+        game = choose("game", self.game, GAMES)
+        if self.gamma < 0:
+            raise UserError(f"the penalty's weight gamma must not be negative, got {self.gamma}")
+        generator = Decoder(codec.dims, self.latent, self.widths, self.blocks, self.classes)
+        critic = Encoder(codec.dims, 1, self.widths, self.blocks, self.classes)
+        return GAN(generator, critic, codec, tuple(classes), game, self.gamma, self.sigma_data, self.latent)
+
+
+class GAN(Pushforward):
+    """A generator and its critic, with the codec of their data.
+
+    Args:
+        generator: from z (B, latent) and labels to states of unit variance.
+        critic: from such states and labels to (B, 1).
+        codec: between the user's items and states.
+        classes: names of the classes; () if the networks take no labels.
+        game: what the players lose.
+        gamma: weight of the penalties.
+        sigma_data: the data's standard deviation.
+        latent: length of z.
+    """
+
+    family: ClassVar[str] = "gan"
+    momentum = False  # it would follow where the other player was
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        critic: nn.Module,
+        codec: Codec,
+        classes: tuple[str, ...] = (),
+        game: Game = GAMES["relativistic"],
+        gamma: float = 1.0,
+        sigma_data: float = 0.5,
+        latent: int = 64,
+    ) -> None:
+        super().__init__(codec, classes, latent)
+        self.generator, self.critic = generator, critic
+        self.game, self.gamma, self.sigma_data = game, gamma, sigma_data
+
+    def loss(
+        self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None, t: Tensor | None = None
+    ) -> Tensor:
+        """Return what both players lose, for each example, (B,); its gradient is (1) for the critic, (2) for the
+        generator.
+
+        Args:
+            x_0: (B, ...) data.
+            cond: (B,) labels, if the networks take them.
+            rng: CPU generator for z.
+            t: is not heard.
+        """
+        z = randn_like(x_0.new_empty(len(x_0), self.latent), rng)
+        made = self.generator(z, cond)
+        real, fake = (x.detach().requires_grad_() for x in (x_0 / self.sigma_data, made))
+        c_real, c_fake = (self.critic(x, cond)[:, 0] for x in (real, fake))
+        at_real, at_fake = torch.autograd.grad(
+            (c_real.sum(), c_fake.sum()), (real, fake), create_graph=self.gamma > 0, retain_graph=True
+        )
+        steep = sum(g.square().flatten(1).sum(1) for g in (at_real, at_fake))
+        critic = self.game.critic(c_real, c_fake) + self.gamma / 2 * steep
+        return critic + self._generators(c_real.detach(), c_fake.detach(), at_fake.detach(), made)
+
+    def _generators(self, c_real: Tensor, c_fake: Tensor, at_fake: Tensor, made: Tensor) -> Tensor:
+        """Return the loss (2) of each example, with its gradient by what was made alone.
+
+        Args:
+            c_real: (B,) what the critic said of the data.
+            c_fake: (B,) and of what was made.
+            at_fake: (B, ...) its gradient there.
+            made: (B, ...) by the generator.
+        """
+        with torch.enable_grad():
+            says = c_fake.requires_grad_()
+            loss = self.game.generator(c_real, says)
+            (by_c,) = torch.autograd.grad(loss.sum(), says)
+        moved = by_c * (at_fake * made).flatten(1).sum(1)
+        return loss.detach() + moved - moved.detach()
+
+    def generate(self, z: Tensor, cond: Tensor | None) -> Tensor:
+        out: Tensor = self.sigma_data * self.generator(z, cond)
+        return out
+
+    def compile_networks(self) -> None:
+        raise UserError("a gan is trained by gradients of gradients, which torch.compile cannot make: no --compile")
+
+    def call(self, x_0: Tensor, cond: Tensor | None = None) -> Tensor:
+        made = self.generator(torch.zeros(len(x_0), self.latent, device=self.device), cond)
+        out: Tensor = self.critic(made, cond)
+        return out

@@ -1,0 +1,174 @@
+"""Networks between data and vectors: a decoder that makes pictures or points of a vector, and an encoder back.
+
+Both are residual networks without normalisation (Huang et al. 2501.05441, section 3): a norm in them would make what is
+said of one example depend on its neighbours or take its scale away, and they train without one if every residual
+branch begins at zero and its inner layer is smaller the more branches there are, by branches^(-1/2) (Zhang et al.
+1901.09321, Fixup, with two layers a branch). Pictures are halved and doubled in size by bilinear interpolation, which
+for a factor of two down is the mean of four pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfumato.nn.layers import started
+
+__all__ = ["Decoder", "Encoder"]
+
+SLOPE = 0.2
+GAIN = math.sqrt(2 / (1 + SLOPE**2))  # brings leaky ReLU of unit noise back to unit scale
+
+
+def active(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, SLOPE)
+
+
+class Decoder(nn.Module):
+    """From vectors (B, latent) and labels to data (B, *dims).
+
+    Args:
+        dims: (channels, height, width) of pictures, or (dim,) of points.
+        latent: length of the vectors.
+        widths: hidden channels of each level of pictures, the finest first; (width,) for points.
+        blocks: residual blocks of each level.
+        classes: number of class labels; 0 means there are none.
+    """
+
+    def __init__(self, dims: Sequence[int], latent: int, widths: Sequence[int], blocks: int, classes: int = 0) -> None:
+        super().__init__()
+        self.dims, self.sides = tuple(dims), coarsest(dims, widths)
+        self.label = nn.Embedding(classes, latent) if classes else None
+        first = widths[-1] * math.prod(self.sides)
+        self.inlet = started(nn.Linear(latent * (2 if classes else 1), first))
+        self.levels = nn.ModuleList(level(dims, width, blocks, len(widths)) for width in reversed(widths))
+        self.narrow = nn.ModuleList(started(nn.Conv2d(a, b, 1)) for a, b in pairwise(reversed(widths)))
+        self.outlet = layer(dims, widths[0], dims[0], GAIN)
+
+    def forward(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Vectors (B, latent) of unit variance and labels (B,) to (B, *dims).
+
+        Raises:
+            ValueError: labels are missing where the network has them, or given where it has none.
+        """
+        if self.label is not None:
+            z = torch.cat([z, self.label(_given(cond))], 1)
+        elif cond is not None:
+            raise ValueError("cond was given, but this network was built with classes=0")
+        h: Tensor = self.inlet(z)
+        if self.sides:
+            h = h.view(len(h), -1, *self.sides).contiguous(memory_format=torch.channels_last)
+        for k, blocks in enumerate(self.levels):
+            if k:
+                h = self.narrow[k - 1](F.interpolate(h, scale_factor=2.0, mode="bilinear", align_corners=False))
+            h = blocks(h)
+        out: Tensor = self.outlet(active(h))
+        return out[:, :, : self.dims[1], : self.dims[2]].contiguous() if self.sides else out
+
+
+class Encoder(nn.Module):
+    """From data (B, *dims) and labels to vectors (B, out).
+
+    A label scales the last hidden vector: of one output that is a part that all classes share and the inner product
+    with a vector of each (Miyato and Koyama 1802.05637).
+
+    Args:
+        dims: (channels, height, width) of pictures, or (dim,) of points.
+        out: length of the vectors.
+        widths: hidden channels of each level of pictures, the finest first; (width,) for points.
+        blocks: residual blocks of each level.
+        classes: number of class labels; 0 means there are none.
+    """
+
+    def __init__(self, dims: Sequence[int], out: int, widths: Sequence[int], blocks: int, classes: int = 0) -> None:
+        super().__init__()
+        self.dims, self.sides = tuple(dims), coarsest(dims, widths)
+        self.inlet = layer(dims, dims[0], widths[0])
+        self.levels = nn.ModuleList(level(dims, width, blocks, len(widths)) for width in widths)
+        self.widen = nn.ModuleList(started(nn.Conv2d(a, b, 1)) for a, b in pairwise(widths))
+        hidden = 2 * widths[-1]
+        self.join = started(nn.Linear(widths[-1] * math.prod(self.sides), hidden), GAIN)
+        self.label = nn.Embedding(classes, hidden) if classes else None
+        self.outlet = started(nn.Linear(hidden, out), GAIN)
+
+    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Data (B, *dims) of unit variance and labels (B,) to (B, out).
+
+        Raises:
+            ValueError: labels are missing where the network has them, or given where it has none.
+        """
+        if self.sides:
+            factor = 2 ** (len(self.levels) - 1)
+            height, width = (side * factor for side in self.sides)
+            x = F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
+            x = x.contiguous(memory_format=torch.channels_last)
+        h = self.inlet(x)
+        for k, blocks in enumerate(self.levels):
+            if k:
+                h = self.widen[k - 1](F.avg_pool2d(h, 2))
+            h = blocks(h)
+        h = active(self.join(active(h).flatten(1)))
+        if self.label is not None:
+            h = h * (1 + self.label(_given(cond)))
+        elif cond is not None:
+            raise ValueError("cond was given, but this network was built with classes=0")
+        out: Tensor = self.outlet(h)
+        return out
+
+
+class Branch(nn.Module):
+    """x + inner and outer layer of it, each after a leaky ReLU."""
+
+    def __init__(self, inner: nn.Module, outer: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.outer = inner, outer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, width, ...) to the same shape."""
+        out: Tensor = x + self.outer(active(self.inner(active(x))))
+        return out
+
+
+def level(dims: Sequence[int], width: int, blocks: int, levels: int) -> nn.Sequential:
+    """Return the residual blocks of one level.
+
+    Args:
+        dims: of the data.
+        width: hidden channels.
+        blocks: how many.
+        levels: of the whole network.
+    """
+    small = GAIN * (levels * blocks) ** -0.5
+    return nn.Sequential(
+        *(Branch(layer(dims, width, width, small), layer(dims, width, width, 0.0)) for _ in range(blocks))
+    )
+
+
+def layer(dims: Sequence[int], before: int, after: int, gain: float = 1.0) -> nn.Module:
+    """Return a 3x3 convolution for pictures, or a matrix for points.
+
+    Args:
+        dims: of the data.
+        before: channels of the input.
+        after: channels of the output.
+        gain: of its first weights.
+    """
+    if len(dims) == 1:
+        return started(nn.Linear(before, after), gain)
+    return started(nn.Conv2d(before, after, 3, padding=1), gain)
+
+
+def coarsest(dims: Sequence[int], widths: Sequence[int]) -> tuple[int, ...]:
+    """Return height and width at the coarsest level, rounded up; () for points."""
+    return tuple(-(-side // 2 ** (len(widths) - 1)) for side in dims[1:])
+
+
+def _given(cond: Tensor | None) -> Tensor:
+    if cond is None:
+        raise ValueError("cond is missing: this network was built with classes")
+    return cond
