@@ -15,6 +15,7 @@ from sfumato.errors import UserError, choose
 from sfumato.models.base import Spec
 from sfumato.models.diffusion import DiffusionSpec
 from sfumato.models.gan import GANSpec
+from sfumato.models.vae import VAESpec
 
 __all__ = ["RECIPES", "Setting"]
 
@@ -45,7 +46,7 @@ NOISE_MEAN = -0.1
 """Of the log of the noise that networks see in training, against the data's spread."""
 
 PAIRS = {"tiny": ((32, 64), 1), "small": ((32, 64, 96), 1), "base": ((64, 128, 192), 1)}
-"""Widths of a GAN's networks for pictures by size, and residual blocks a level."""
+"""Widths of the networks of a GAN or VAE for pictures by size, and residual blocks a level."""
 POINT_PAIRS = {"tiny": ((128,), 2), "small": ((256,), 3), "base": ((512,), 4)}
 """The same for points."""
 DIFFUSIONS = ("coupling", "schedule", "parameterisation", "weighting", "likelihood", "learn_variance")
@@ -128,7 +129,30 @@ def gan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> R
     return Recipe(model, "adamw", lr)
 
 
-RECIPES: dict[str, Callable[[Dataset, Asked, Setting, Choices], Recipe]] = {"diffusion": diffusion, "gan": gan}
+def vae(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
+    """Choose for a VAE; arguments as for :func:`diffusion`."""
+    _refuse(asked, *DIFFUSIONS, "optimizer", "precision", "shard", model="vae")
+    widths, blocks = choose("size", setting.size, POINT_PAIRS if setting.points else PAIRS)
+    choices.take("optimizer", None, "adamw", "as judged")
+    lr = choices.take("lr", asked.lr, 1e-3, "as judged")
+    latent = choices.take("latent", None, min(32, 2 * math.prod(dataset.codec.dims)), "numbers behind an example")
+    choices.take("sigma", None, "learned", "the noise under which the data are most likely")
+    choices.take("prior", None, "flow", "of the latent numbers, as a second stage that learns beside the first")
+    model = VAESpec(
+        widths=widths,
+        blocks=blocks,
+        latent=latent,
+        classes=len(dataset.classes) if asked.classes else 0,
+        sigma_data=_spread(dataset, choices, False),
+    )
+    return Recipe(model, "adamw", lr)
+
+
+RECIPES: dict[str, Callable[[Dataset, Asked, Setting, Choices], Recipe]] = {
+    "diffusion": diffusion,
+    "gan": gan,
+    "vae": vae,
+}
 """By family."""
 
 

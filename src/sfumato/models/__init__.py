@@ -3,8 +3,9 @@
 from sfumato.models.base import Spec
 from sfumato.models.diffusion import DiffusionSpec
 from sfumato.models.gan import GANSpec
+from sfumato.models.vae import VAESpec
 
 __all__ = ["FAMILIES"]
 
-FAMILIES: dict[str, type[Spec]] = {"diffusion": DiffusionSpec, "gan": GANSpec}
+FAMILIES: dict[str, type[Spec]] = {"diffusion": DiffusionSpec, "gan": GANSpec, "vae": VAESpec}
 """What can be trained, by name."""

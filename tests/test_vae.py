@@ -1,0 +1,161 @@
+"""The VAE against a linear one whose likelihood is known, and its prior against what a density must do."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from sfumato.cli import main
+from sfumato.data import load
+from sfumato.engine.run import Run
+from sfumato.errors import UserError
+from sfumato.models.vae import VAE, VAESpec
+from sfumato.nn import Flow
+
+SIGMA_DATA, NOISE = 0.5, 0.3
+CODEC = load("moons").codec
+
+
+def stirred(dim, classes=0):
+    """A flow that is not the identity."""
+    torch.manual_seed(1)
+    flow = Flow(dim, 16, 6, classes)
+    for p in flow.parameters():
+        nn.init.normal_(p, std=0.4)
+    return flow
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_a_flow_is_invertible_and_its_density_is_that_of_the_change_of_variables(dim, classes):
+    flow, z = stirred(dim, classes).double(), torch.randn(7, dim, dtype=torch.float64)
+    cond = torch.arange(7) % 3 if classes else None
+    noise, log_det = flow(z, cond)
+    torch.testing.assert_close(flow.inverse(noise, cond), z)
+    assert float((noise - z).detach().abs().max()) > 0.1
+    for k in range(7):
+        label = None if cond is None else cond[k : k + 1]
+        jacobian = torch.autograd.functional.jacobian(lambda v, at=label: flow(v[None], at)[0][0], z[k])
+        torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], log_det[k])
+    standard = torch.distributions.Normal(0.0, 1.0).log_prob(noise).sum(1)
+    torch.testing.assert_close(flow.log_prob(z, cond), standard + log_det)
+
+
+def test_a_fresh_flow_is_standard_normal_and_a_single_number_has_no_halves():
+    z = torch.randn(9, 4)
+    torch.testing.assert_close(Flow(4).log_prob(z), torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1))
+    with pytest.raises(ValueError, match="two numbers or more"):
+        Flow(1)
+
+
+class Posterior(nn.Module):
+    """The true q(z|x) of x = W z + noise, all in units of the data's deviation: m and log s. W has orthogonal columns
+    of one length, so that it is a diagonal one."""
+
+    def __init__(self, w, noise):
+        super().__init__()
+        precision = w.square().sum(0) / noise**2 + 1
+        self.to = (w / noise**2 / precision).T
+        self.log_std = -0.5 * precision.log()
+
+    def forward(self, x, cond=None):
+        return torch.cat([x @ self.to.T, self.log_std.expand(len(x), -1)], 1)
+
+
+class Decoder(nn.Module):
+    """z to W z."""
+
+    def __init__(self, w):
+        super().__init__()
+        self.w = w
+
+    def forward(self, z, cond=None):
+        return z @ self.w.T
+
+
+def linear():
+    """A linear VAE with its true posterior, and the law of its data."""
+    w = torch.linalg.qr(torch.randn(4, 2, dtype=torch.float64))[0] * 1.3
+    model = VAE(Posterior(w, NOISE), Decoder(w), Flow(2).double(), CODEC, (), 2, 1.0, SIGMA_DATA)
+    covariance = SIGMA_DATA**2 * (w @ w.T + NOISE**2 * torch.eye(4, dtype=torch.float64))
+    return model, torch.distributions.MultivariateNormal(torch.zeros(4, dtype=torch.float64), covariance)
+
+
+@pytest.mark.parametrize("draws", [1, 5])
+def test_with_the_true_posterior_the_bound_is_the_likelihood_itself(draws):
+    torch.manual_seed(0)
+    model, law = linear()
+    model.noise_std.fill_(NOISE)
+    x = law.sample((6,))
+    told = model.log_prob(x, None, torch.Generator().manual_seed(0), draws)
+    torch.testing.assert_close(told, law.log_prob(x), rtol=1e-6, atol=1e-6)  # sigma is kept in float32
+
+
+def test_the_loss_at_the_best_noise_is_the_bound_it_claims():
+    """On average over many data of the law: -(1) at the noise (2), which is the true one, and -log p of z."""
+    torch.manual_seed(0)
+    model, law = linear()
+    x = law.sample((40_000,))
+    loss = model.loss(x, None, torch.Generator().manual_seed(0)).mean().item()
+    entropy = 2 / 2 * math.log(2 * math.pi * math.e)  # of z, standard normal, by a prior that is that
+    expected = (float(law.entropy()) + entropy) / 4 - math.log(SIGMA_DATA)  # x is told in units of sigma_data
+    assert loss == pytest.approx(expected, abs=0.01)
+    (found,) = model.measure(x, None, torch.Generator().manual_seed(0))
+    assert float(found) == pytest.approx(NOISE, rel=0.01)
+
+
+def test_more_draws_bound_tighter_where_the_posterior_is_wrong():
+    torch.manual_seed(0)
+    model, law = linear()
+    model.noise_std.fill_(NOISE)
+    model.encoder.log_std = model.encoder.log_std + 0.7
+    x, rng = law.sample((500,)), torch.Generator().manual_seed(0)
+    bounds = [model.log_prob(x, None, rng, k).mean().item() for k in (1, 8, 64)]
+    assert bounds == sorted(bounds) and bounds[-1] < law.log_prob(x).mean().item() + 0.02
+    assert law.log_prob(x).mean().item() - bounds[-1] < 0.1
+
+
+def test_the_second_stage_does_not_touch_the_first():
+    torch.manual_seed(0)
+    spec = VAESpec(widths=(16,), blocks=1, latent=2)
+    model, x = spec.build(CODEC), torch.randn(8, 2)
+
+    def gradients(prior):
+        model.prior = prior
+        model.zero_grad()
+        model.loss(x, None, torch.Generator().manual_seed(0)).sum().backward()
+        return [p.grad.clone() for net in (model.encoder, model.decoder) for p in net.parameters()]
+
+    for a, b in zip(gradients(Flow(2)), gradients(stirred(2)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_run_is_trained_drawn_from_and_bounds_what_it_has_seen(tmp_path, capsys):
+    folder = tmp_path / "moons"
+    assert main(["train", "moons", "--model", "vae", "--classes", "--steps", "400", "--out", str(folder)]) == 0
+    assert main(["sample", str(folder), "-n", "4"]) == 0
+    assert main(["evaluate", str(folder), "-n", "200"]) == 0
+    run = Run.open(folder)
+    model, _ = run.load()
+    data = run.dataset()
+    states, labels = data.test.codec.encode(data.test.items[:500]), data.test.labels[:500]
+    told = model.log_prob(states, labels, torch.Generator().manual_seed(0)).mean()
+    wrong = model.log_prob(states, 1 - labels, torch.Generator().manual_seed(0)).mean()
+    normal = torch.distributions.Normal(states.mean(0), states.std(0)).log_prob(states).sum(1).mean()
+    assert told > normal > wrong  # than a Gaussian of the same mean and spread; than the other class's
+    assert main(["likelihood", str(folder)]) == 2
+    assert "needs a diffusion model, and this is a vae" in capsys.readouterr().err
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(UserError, match="beta must be above 0"):
+        VAESpec(widths=(8,), blocks=1, beta=0.0).build(CODEC)
+    with pytest.raises(UserError, match="at least two"):
+        VAESpec(widths=(8,), blocks=1, latent=1).build(CODEC)
+    model = VAESpec(widths=(8,), blocks=1, latent=2).build(CODEC)
+    with pytest.raises(UserError, match="not measured"):
+        model.log_prob(torch.zeros(1, 2))
+    model.noise_std.fill_(1.0)
+    with pytest.raises(UserError, match="at least one draw"):
+        model.log_prob(torch.zeros(1, 2), draws=0)
