@@ -146,6 +146,19 @@ def test_digits() -> None:
     assert findings.count == 1437 and findings.range == (0, 16) and "held-out: 360 of 1797" in findings.notes
 
 
+def test_stacked_digits_are_three_digits_of_their_own_part() -> None:
+    loaded, digits = data.load("stacked-digits"), data.load("digits")
+    assert loaded.items.shape == (40_000, 3, 8, 8) and loaded.classes[:2] == ("000", "001")
+    assert loaded.test is not None and loaded.test.items.shape == (10_000, 3, 8, 8) and digits.test is not None
+    for stacked, single in ((loaded, digits), (loaded.test, digits.test)):
+        assert stacked.labels is not None and single.labels is not None
+        known = {bytes(x): int(label) for x, label in zip(single.items.numpy(), single.labels, strict=True)}
+        for items, label in zip(stacked.items[:500].numpy(), stacked.labels[:500].tolist(), strict=True):
+            assert [known[bytes(channel)] for channel in items] == [int(place) for place in f"{label:03d}"]
+        assert len(stacked.labels.unique()) == 1000
+    assert data.load("stacked-digits").fingerprint == loaded.fingerprint
+
+
 def test_fashion_mnist() -> None:
     try:
         loaded = data.load("fashion-mnist")

@@ -1,4 +1,6 @@
-"""Sets of pictures that are known by name: digits (ships with scikit-learn) and Fashion-MNIST (a Debian package)."""
+"""Sets of pictures that are known by name: digits (ships with scikit-learn), three of them on top of each other, and
+Fashion-MNIST (a Debian package).
+"""
 
 from __future__ import annotations
 
@@ -40,23 +42,44 @@ def open_named(name: str) -> Source:
     Raises:
         UserError: the set is not installed.
     """
-    return choose("data set", name, {"digits": _digits, "fashion-mnist": _fashion})()
+    return choose("data set", name, {"digits": _digits, "stacked-digits": _stacked, "fashion-mnist": _fashion})()
 
 
-def _digits() -> Source:
+def _parts_of_digits() -> list[tuple[Array, list[str]]]:
     """1,797 handwritten digits, 8x8, values 0..16; a fifth held out, the same for every class and every run."""
     bunch = load_digits()
     pixels, numbers = bunch.images.astype(np.uint8)[..., None], bunch.target
-    train, test = train_test_split(np.arange(len(numbers)), test_size=0.2, stratify=numbers, random_state=0)
+    parts = train_test_split(np.arange(len(numbers)), test_size=0.2, stratify=numbers, random_state=0)
+    # In the order of the file, so that "#7" is the seventh picture of this part in it.
+    return [(pixels[rows], [str(number) for number in numbers[rows]]) for rows in map(np.sort, parts)]
 
-    def part(name: str, rows: Array, held_out: Source | None = None) -> Source:
-        # In the order of the file, so that "#7" is the seventh picture of this part in it.
-        rows = np.sort(rows)
-        labels = [str(number) for number in numbers[rows]]
-        classes = tuple(map(str, range(10)))
-        return Source(name, Pictures(levels=17), array_reader(pixels[rows], labels), classes, test=held_out)
 
-    return part("digits", train, part("digits (held out)", test))
+def _of_digits(name: str, pixels: Array, labels: list[str], count: int, held_out: Source | None = None) -> Source:
+    """Return a source of ``count`` classes, numbers from 0 on with as many places each."""
+    classes = tuple(f"{number:0{len(str(count - 1))}d}" for number in range(count))
+    return Source(name, Pictures(levels=17), array_reader(pixels, labels), classes, test=held_out)
+
+
+def _digits() -> Source:
+    train, test = _parts_of_digits()
+    return _of_digits("digits", *train, 10, _of_digits("digits (held out)", *test, 10))
+
+
+def _stacked() -> Source:
+    """Pictures 8x8 whose red, green and blue are digits drawn alone: 1,000 equally likely classes, "000" to "999".
+
+    A set with as many modes that are known (Metz et al. 1611.02163 stack MNIST so). Those held out are made of digits
+    that are held out.
+    """
+
+    def stacked(pixels: Array, labels: list[str], seed: int, count: int) -> tuple[Array, list[str]]:
+        which = np.random.default_rng(seed).integers(len(pixels), size=(count, 3))
+        names = ["".join(labels[k] for k in row) for row in which]
+        return np.concatenate([pixels[which[:, k]] for k in range(3)], axis=-1), names
+
+    train, test = _parts_of_digits()
+    held_out = _of_digits("stacked-digits (held out)", *stacked(*test, 1, 10_000), 1000)
+    return _of_digits("stacked-digits", *stacked(*train, 0, 40_000), 1000, held_out)
 
 
 def _fashion() -> Source:

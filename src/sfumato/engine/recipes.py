@@ -45,9 +45,10 @@ LEARNING_RATES = {
 NOISE_MEAN = -0.1
 """Of the log of the noise that networks see in training, against the data's spread."""
 
-PAIRS = {"tiny": ((32, 64), 1), "small": ((32, 64, 96), 1), "base": ((64, 128, 192), 1)}
-"""Widths of the networks of a GAN or VAE for pictures by size, and residual blocks a level."""
-POINT_PAIRS = {"tiny": ((128,), 2), "small": ((256,), 3), "base": ((512,), 4)}
+PAIRS = {"tiny": ((32, 74), 2), "small": ((32, 64, 96), 1), "base": ((64, 128, 208), 2)}
+"""Widths of the networks of a GAN or VAE for pictures by size, and residual blocks a level: in both about as many
+parameters as a diffusion model of that size has."""
+POINT_PAIRS = {"tiny": ((128,), 3), "small": ((256,), 4), "base": ((512,), 6)}
 """The same for points."""
 DIFFUSIONS = ("coupling", "schedule", "parameterisation", "weighting", "likelihood", "learn_variance")
 """What may be asked of a diffusion model alone."""
@@ -116,12 +117,13 @@ def gan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> R
     _refuse(asked, *DIFFUSIONS, "optimizer", "precision", "compile", "shard", model="gan")
     widths, blocks = choose("size", setting.size, POINT_PAIRS if setting.points else PAIRS)
     choices.take("optimizer", None, "adamw", "without momentum: the other player moves")
-    lr = choices.take("lr", asked.lr, 1e-3 if setting.points else 5e-4, "of both players")
+    lr = choices.take("lr", asked.lr, 3e-3 if setting.points else 5e-4, "of both players")
     choices.take("precision", None, "fp32", "the penalty is a gradient of a gradient")
-    gamma = choices.take("gamma", None, 1.0, "of the penalties R1 and R2")
+    gamma = choices.take("gamma", None, 0.01 if setting.points else 1.0, "weight of the penalties R1 and R2")
     model = GANSpec(
         widths=widths,
         blocks=blocks,
+        latent=min(64, math.prod(dataset.codec.dims)),
         gamma=gamma,
         classes=len(dataset.classes) if asked.classes else 0,
         sigma_data=_spread(dataset, choices, False),
@@ -142,6 +144,7 @@ def vae(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> R
         widths=widths,
         blocks=blocks,
         latent=latent,
+        prior=32 if setting.points else 64,
         classes=len(dataset.classes) if asked.classes else 0,
         sigma_data=_spread(dataset, choices, False),
     )

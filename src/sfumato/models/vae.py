@@ -60,7 +60,7 @@ class VAESpec(Spec):
     blocks: int
     latent: int = 32
     beta: float = 1.0
-    prior: int = 128
+    prior: int = 64
     sigma_data: float = 0.5
 
     def words(self) -> str:

@@ -40,14 +40,14 @@ class Flow(nn.Module):
         super().__init__()
         if dim < 2:
             raise ValueError(f"a coupling needs vectors of two numbers or more, got {dim}")
-        sizes = [dim // 2 if k % 2 else dim - dim // 2 for k in range(couplings)]
-        self.couplings = nn.ModuleList(Coupling(size, dim - size, width, classes) for size in sizes)
+        self.sizes = [dim // 2 if k % 2 else dim - dim // 2 for k in range(couplings)]
+        self.couplings = nn.ModuleList(Coupling(size, dim - size, width, classes) for size in self.sizes)
 
     def forward(self, z: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Vectors (B, dim) and labels (B,) to noise (B, dim) and log|det| (B,)."""
         log_det = z.new_zeros(len(z))
-        for coupling in self.couplings:
-            a, b = z.split([coupling.size, z.shape[1] - coupling.size], 1)
+        for coupling, size in zip(self.couplings, self.sizes, strict=True):
+            a, b = z[:, :size], z[:, size:]
             stretch, shift = coupling(a, cond)
             z = torch.cat([b * stretch.exp() + shift, a], 1)
             log_det = log_det + stretch.sum(1)
@@ -55,8 +55,8 @@ class Flow(nn.Module):
 
     def inverse(self, noise: Tensor, cond: Tensor | None = None) -> Tensor:
         """Noise (B, dim) and labels (B,) to vectors (B, dim)."""
-        for coupling in reversed(self.couplings):
-            b, a = noise.split([noise.shape[1] - coupling.size, coupling.size], 1)
+        for coupling, size in reversed(list(zip(self.couplings, self.sizes, strict=True))):
+            b, a = noise[:, :-size], noise[:, -size:]
             stretch, shift = coupling(a, cond)
             noise = torch.cat([a, (b - shift) * (-stretch).exp()], 1)
         return noise
@@ -72,7 +72,6 @@ class Coupling(nn.Module):
 
     def __init__(self, size: int, other: int, width: int, classes: int) -> None:
         super().__init__()
-        self.size = size
         self.inlet = started(nn.Linear(size, width))
         self.label = nn.Embedding(classes, width) if classes else None
         self.hidden = started(nn.Linear(width, width), AFTER_SILU)

@@ -22,6 +22,7 @@ from sfumato.nn.layers import started
 __all__ = ["Decoder", "Encoder"]
 
 SLOPE = 0.2
+FEWER = 4  # times fewer channels where pictures become vectors
 GAIN = math.sqrt(2 / (1 + SLOPE**2))  # brings leaky ReLU of unit noise back to unit scale
 
 
@@ -44,8 +45,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.dims, self.sides = tuple(dims), coarsest(dims, widths)
         self.label = nn.Embedding(classes, latent) if classes else None
-        first = widths[-1] * math.prod(self.sides)
-        self.inlet = started(nn.Linear(latent * (2 if classes else 1), first))
+        self.inlet = started(nn.Linear(latent * (2 if classes else 1), flat(widths, self.sides)))
+        self.spread = started(nn.Conv2d(widths[-1] // FEWER, widths[-1], 1)) if self.sides else None
         self.levels = nn.ModuleList(level(dims, width, blocks, len(widths)) for width in reversed(widths))
         self.narrow = nn.ModuleList(started(nn.Conv2d(a, b, 1)) for a, b in pairwise(reversed(widths)))
         self.outlet = layer(dims, widths[0], dims[0], GAIN)
@@ -61,8 +62,8 @@ class Decoder(nn.Module):
         elif cond is not None:
             raise ValueError("cond was given, but this network was built with classes=0")
         h: Tensor = self.inlet(z)
-        if self.sides:
-            h = h.view(len(h), -1, *self.sides).contiguous(memory_format=torch.channels_last)
+        if self.spread is not None:
+            h = self.spread(h.view(len(h), -1, *self.sides).contiguous(memory_format=torch.channels_last))
         for k, blocks in enumerate(self.levels):
             if k:
                 h = self.narrow[k - 1](F.interpolate(h, scale_factor=2.0, mode="bilinear", align_corners=False))
@@ -91,10 +92,10 @@ class Encoder(nn.Module):
         self.inlet = layer(dims, dims[0], widths[0])
         self.levels = nn.ModuleList(level(dims, width, blocks, len(widths)) for width in widths)
         self.widen = nn.ModuleList(started(nn.Conv2d(a, b, 1)) for a, b in pairwise(widths))
-        hidden = 2 * widths[-1]
-        self.join = started(nn.Linear(widths[-1] * math.prod(self.sides), hidden), GAIN)
-        self.label = nn.Embedding(classes, hidden) if classes else None
-        self.outlet = started(nn.Linear(hidden, out), GAIN)
+        self.squeeze = started(nn.Conv2d(widths[-1], widths[-1] // FEWER, 1), GAIN) if self.sides else None
+        self.join = started(nn.Linear(flat(widths, self.sides), widths[-1]), GAIN)
+        self.label = nn.Embedding(classes, widths[-1]) if classes else None
+        self.outlet = started(nn.Linear(widths[-1], out), GAIN)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
         """Data (B, *dims) of unit variance and labels (B,) to (B, out).
@@ -112,7 +113,8 @@ class Encoder(nn.Module):
             if k:
                 h = self.widen[k - 1](F.avg_pool2d(h, 2))
             h = blocks(h)
-        h = active(self.join(active(h).flatten(1)))
+        h = active(h) if self.squeeze is None else active(self.squeeze(active(h)))
+        h = active(self.join(h.flatten(1)))
         if self.label is not None:
             h = h * (1 + self.label(_given(cond)))
         elif cond is not None:
@@ -166,6 +168,13 @@ def layer(dims: Sequence[int], before: int, after: int, gain: float = 1.0) -> nn
 def coarsest(dims: Sequence[int], widths: Sequence[int]) -> tuple[int, ...]:
     """Return height and width at the coarsest level, rounded up; () for points."""
     return tuple(-(-side // 2 ** (len(widths) - 1)) for side in dims[1:])
+
+
+def flat(widths: Sequence[int], sides: Sequence[int]) -> int:
+    """Return the numbers that lie between the vectors and the coarsest level: of pictures only a part of its channels,
+    or most weights of a network would be there.
+    """
+    return widths[-1] // FEWER * math.prod(sides) if sides else widths[-1]
 
 
 def _given(cond: Tensor | None) -> Tensor:
