@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sfumato.schedule import Flow as Flow
     from sfumato.schedule import SubVP as SubVP
     from sfumato.schedule import Table as Table
+    from sfumato.verbs import compare as compare
     from sfumato.verbs import distill as distill
     from sfumato.verbs import evaluate as evaluate
     from sfumato.verbs import inspect as inspect
@@ -59,6 +60,7 @@ _HOME = {
     **dict.fromkeys(("vlb", "flow_logp"), "density"),
     **dict.fromkeys(
         (
+            "compare",
             "plan",
             "polish",
             "train",

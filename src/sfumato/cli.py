@@ -26,7 +26,7 @@ __all__ = ["main"]
 
 VERBS = (
     "inspect", "plan", "train", "resume", "sample", "samplers", "polish", "distill", "tune-sampler", "evaluate",
-    "likelihood", "show", "report",
+    "compare", "likelihood", "show", "report",
 )  # fmt: skip
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["EDGES", "ByLevel", "Levels", "Memory", "memory"]
+__all__ = ["EDGES", "ByLevel", "Levels", "Memory", "forget_peak", "memory"]
 
 EDGES = (-2.5, -1.5, -0.5, 0.5, 1.5)
 """Where the bins of noise levels meet, in ln(sigma / (alpha sigma_data)): 0 is noise as strong as the data."""
@@ -87,3 +88,9 @@ def memory() -> Memory:
         return Memory(None, None)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return Memory(None, round(peak / 1024 if sys.platform == "darwin" else peak, 1))  # bytes there, KB elsewhere
+
+
+def forget_peak() -> None:
+    """Let the peak of :func:`memory` begin anew, where the system can: on Linux."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, TypeVar
+
+import torch
 
 from sfumato.data import Dataset
 from sfumato.engine.asked import Asked, Choices
@@ -18,6 +20,8 @@ from sfumato.models.gan import GANSpec
 from sfumato.models.vae import VAESpec
 
 __all__ = ["RECIPES", "Setting"]
+
+Pair = TypeVar("Pair", GANSpec, VAESpec)
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,8 @@ LEARNING_RATES = {
 NOISE_MEAN = -0.1
 """Of the log of the noise that networks see in training, against the data's spread."""
 
-PAIRS = {"tiny": ((32, 74), 2), "small": ((32, 64, 96), 1), "base": ((64, 128, 208), 2)}
-"""Widths of the networks of a GAN or VAE for pictures by size, and residual blocks a level: in both about as many
-parameters as a diffusion model of that size has."""
-POINT_PAIRS = {"tiny": ((128,), 3), "small": ((256,), 4), "base": ((512,), 6)}
-"""The same for points."""
+FINENESS = 32
+"""Steps in which the widths of a GAN or VAE are tried, as parts of those of a diffusion model."""
 DIFFUSIONS = ("coupling", "schedule", "parameterisation", "weighting", "likelihood", "learn_variance")
 """What may be asked of a diffusion model alone."""
 
@@ -115,40 +116,38 @@ def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices
 def gan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
     """Choose for a GAN; arguments as for :func:`diffusion`."""
     _refuse(asked, *DIFFUSIONS, "optimizer", "precision", "compile", "shard", model="gan")
-    widths, blocks = choose("size", setting.size, POINT_PAIRS if setting.points else PAIRS)
     choices.take("optimizer", None, "adamw", "without momentum: the other player moves")
     lr = choices.take("lr", asked.lr, 3e-3 if setting.points else 5e-4, "of both players")
     choices.take("precision", None, "fp32", "the penalty is a gradient of a gradient")
     gamma = choices.take("gamma", None, 0.01 if setting.points else 1.0, "weight of the penalties R1 and R2")
     model = GANSpec(
-        widths=widths,
-        blocks=blocks,
+        widths=(),
+        blocks=0,
         latent=min(64, math.prod(dataset.codec.dims)),
         gamma=gamma,
         classes=len(dataset.classes) if asked.classes else 0,
         sigma_data=_spread(dataset, choices, False),
     )
-    return Recipe(model, "adamw", lr)
+    return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr)
 
 
 def vae(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
     """Choose for a VAE; arguments as for :func:`diffusion`."""
     _refuse(asked, *DIFFUSIONS, "optimizer", "precision", "shard", model="vae")
-    widths, blocks = choose("size", setting.size, POINT_PAIRS if setting.points else PAIRS)
     choices.take("optimizer", None, "adamw", "as judged")
     lr = choices.take("lr", asked.lr, 1e-3, "as judged")
     latent = choices.take("latent", None, min(32, 2 * math.prod(dataset.codec.dims)), "numbers behind an example")
     choices.take("sigma", None, "learned", "the noise under which the data are most likely")
     choices.take("prior", None, "flow", "of the latent numbers, as a second stage that learns beside the first")
     model = VAESpec(
-        widths=widths,
-        blocks=blocks,
+        widths=(),
+        blocks=0,
         latent=latent,
         prior=32 if setting.points else 64,
         classes=len(dataset.classes) if asked.classes else 0,
         sigma_data=_spread(dataset, choices, False),
     )
-    return Recipe(model, "adamw", lr)
+    return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr)
 
 
 RECIPES: dict[str, Callable[[Dataset, Asked, Setting, Choices], Recipe]] = {
@@ -157,6 +156,27 @@ RECIPES: dict[str, Callable[[Dataset, Asked, Setting, Choices], Recipe]] = {
     "vae": vae,
 }
 """By family."""
+
+
+def _as_large(spec: Pair, dataset: Dataset, setting: Setting, choices: Choices) -> Pair:
+    """Return a spec with the widths that give it as many parameters as a diffusion model of that size on these data."""
+    like = DiffusionSpec(**_network(setting.size, setting.points), classes=spec.classes)
+    wanted = _parameters(like, dataset)
+
+    def scaled(part: int) -> Pair:
+        return replace(spec, widths=tuple(max(4, round(w * part / FINENESS)) for w in like.widths), blocks=like.blocks)
+
+    parts = range(FINENESS // 2, 2 * FINENESS)
+    best = min((scaled(part) for part in parts), key=lambda each: abs(_parameters(each, dataset) - wanted))
+    count = _parameters(best, dataset)
+    choices.take("widths", None, "-".join(map(str, best.widths)), f"{count:,} parameters; of diffusion {wanted:,}")
+    return best
+
+
+def _parameters(spec: Spec, dataset: Dataset) -> int:
+    with torch.device("meta"):  # nothing is allocated
+        model = spec.build(dataset.codec)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _refuse(asked: Asked, *names: str, model: str) -> None:

@@ -133,6 +133,11 @@ class GenerativeModel(nn.Module, ABC):
         """Whether nothing is open that :meth:`measure` would tell."""
         return True
 
+    @property
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The network that draws."""
+
     @abstractmethod
     def compile_networks(self) -> None:
         """Let torch.compile translate the networks, in place.

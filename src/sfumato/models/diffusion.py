@@ -155,8 +155,12 @@ class Diffusion(GenerativeModel):
     def measured(self) -> bool:
         return not bool(self.denoiser.mmse.isnan().any())
 
+    @property
+    def network(self) -> nn.Module:
+        return self.denoiser.network
+
     def compile_networks(self) -> None:
-        self.denoiser.network.compile()
+        self.network.compile()
 
     def call(self, x_0: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.denoiser(x_0, 0.5, cond).output

@@ -156,6 +156,10 @@ class GAN(Pushforward):
         out: Tensor = self.sigma_data * self.generator(z, cond)
         return out
 
+    @property
+    def network(self) -> nn.Module:
+        return self.generator
+
     def compile_networks(self) -> None:
         raise UserError("a gan is trained by gradients of gradients, which torch.compile cannot make: no --compile")
 

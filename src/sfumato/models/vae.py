@@ -186,6 +186,10 @@ class VAE(Pushforward):
         out: Tensor = self.sigma_data * self.decoder(self.prior.inverse(z, cond), cond)
         return out
 
+    @property
+    def network(self) -> nn.Module:
+        return self.decoder
+
     def compile_networks(self) -> None:
         for network in (self.encoder, self.decoder):
             network.compile()

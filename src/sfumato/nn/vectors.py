@@ -75,8 +75,8 @@ class Decoder(nn.Module):
 class Encoder(nn.Module):
     """From data (B, *dims) and labels to vectors (B, out).
 
-    A label scales the last hidden vector: of one output that is a part that all classes share and the inner product
-    with a vector of each (Miyato and Koyama 1802.05637).
+    A label is added to the first features, so that all layers know it, and scales the last hidden vector: of one output
+    that is a part that all classes share and the inner product with a vector of each (Miyato and Koyama 1802.05637).
 
     Args:
         dims: (channels, height, width) of pictures, or (dim,) of points.
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         self.widen = nn.ModuleList(started(nn.Conv2d(a, b, 1)) for a, b in pairwise(widths))
         self.squeeze = started(nn.Conv2d(widths[-1], widths[-1] // FEWER, 1), GAIN) if self.sides else None
         self.join = started(nn.Linear(flat(widths, self.sides), widths[-1]), GAIN)
-        self.label = nn.Embedding(classes, widths[-1]) if classes else None
+        self.label = nn.Embedding(classes, widths[0] + widths[-1]) if classes else None
         self.outlet = started(nn.Linear(widths[-1], out), GAIN)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -108,18 +108,19 @@ class Encoder(nn.Module):
             height, width = (side * factor for side in self.sides)
             x = F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
             x = x.contiguous(memory_format=torch.channels_last)
-        h = self.inlet(x)
+        h, scale = self.inlet(x), None
+        if self.label is not None:
+            shift, scale = self.label(_given(cond)).split([h.shape[1], self.outlet.in_features], 1)
+            h = h + shift.view(*shift.shape, *(1 for _ in self.sides))
+        elif cond is not None:
+            raise ValueError("cond was given, but this network was built with classes=0")
         for k, blocks in enumerate(self.levels):
             if k:
                 h = self.widen[k - 1](F.avg_pool2d(h, 2))
             h = blocks(h)
         h = active(h) if self.squeeze is None else active(self.squeeze(active(h)))
         h = active(self.join(h.flatten(1)))
-        if self.label is not None:
-            h = h * (1 + self.label(_given(cond)))
-        elif cond is not None:
-            raise ValueError("cond was given, but this network was built with classes=0")
-        out: Tensor = self.outlet(h)
+        out: Tensor = self.outlet(h if scale is None else h * (1 + scale))
         return out
 
 

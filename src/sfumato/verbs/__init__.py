@@ -5,10 +5,11 @@ functions: ``sfumato --help`` must not wait for PyTorch.
 """
 
 from sfumato.verbs.drawing import load, sample, samplers, show
-from sfumato.verbs.judging import evaluate, inspect, likelihood, report
+from sfumato.verbs.judging import compare, evaluate, inspect, likelihood, report
 from sfumato.verbs.training import distill, plan, polish, resume, train, tune_sampler
 
 __all__ = [
+    "compare",
     "distill",
     "evaluate",
     "inspect",

@@ -1,4 +1,4 @@
-"""The verbs that look and judge: inspect, evaluate, likelihood, report."""
+"""The verbs that look and judge: inspect, evaluate, compare, likelihood, report."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from sfumato.verbs.words import Count, Data, Folder, Others
 
 if TYPE_CHECKING:
     from sfumato.data import Findings
+    from sfumato.engine.contest import Contest
     from sfumato.engine.evaluate import Evaluation
     from sfumato.engine.likelihood import Likelihood
     from sfumato.view.page import Report
 
-__all__ = ["evaluate", "inspect", "likelihood", "report"]
+__all__ = ["compare", "evaluate", "inspect", "likelihood", "report"]
 
 
 def inspect(data: Data) -> Findings:
@@ -75,6 +76,43 @@ def evaluate(
 
     wish = Wish(seed=seed, steps=steps, method=sampler, grid=grid, ema=ema)
     return evaluate(Path(run), data, n, features, wish, device_of(device)[0])
+
+
+def compare(
+    data: Data,
+    *,
+    time: str = "10m",
+    seeds: int = 3,
+    models: str = "diffusion,student,gan,vae",
+    classes: bool = False,
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None,
+    out: str | None = None,
+    device: str | None = None,
+) -> Contest:
+    """Train diffusion, a student of it for one call, a GAN and a VAE on some data under one contract, and compare them.
+
+    The same split, time of training, number of parameters, samples and features; every seed is told, what fails is
+    counted. Each is a run like any other. The same command goes on where it was stopped.
+
+    Args:
+        data: as for inspect, with a held-out part.
+        time: of training each, such as 90s or 10m.
+        seeds: how often each is trained, with seeds from 0 on.
+        models: which, with commas between.
+        classes: learn the classes of the data.
+        n: samples to judge; by default 1000, or twice the number of features.
+        out: folder of the comparison and its runs; by default runs/compare- and the name of the data.
+        device: cpu, cuda or mps.
+
+    Raises:
+        UserError: no such data or no held-out part of them, impossible terms, or a folder that compares something else.
+    """
+    from sfumato.engine.compare import compare
+    from sfumato.engine.contest import Terms
+    from sfumato.engine.machine import device_of
+
+    terms = Terms(data, time, seeds, tuple(models.split(",")), classes, n)
+    return compare(terms, None if out is None else Path(out), device_of(device)[0])
 
 
 def likelihood(

@@ -1,0 +1,196 @@
+"""Training and judging what enters a contest; contest.py says what that is.
+
+Every entrant is a run like any other, in the contest's folder, begun by ``begin`` or ``distill`` and judged by
+``evaluate``. compare.json is written after each, and what stands there or lies on disk is not done again: the same
+command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato.data import load as load_data
+from sfumato.engine.asked import Asked, seconds_of
+from sfumato.engine.begin import RUNS, begin, go_on
+from sfumato.engine.contest import MODELS, TOLERANCE, Contest, Entrant, Terms
+from sfumato.engine.distill import Wanted, distill
+from sfumato.engine.evaluate import evaluate
+from sfumato.engine.gauge import forget_peak
+from sfumato.engine.generate import Wish
+from sfumato.engine.machine import pages_kept, threaded
+from sfumato.engine.progress import Watch, watch
+from sfumato.engine.run import Run
+from sfumato.engine.speed import Speed, speeds
+from sfumato.engine.track import read_log
+from sfumato.errors import UserError, choose
+from sfumato.files import write_atomic
+
+__all__ = ["compare"]
+
+FILE = "compare.json"
+CALLS = 1  # of a student
+
+Known = dict[tuple[str, int], Entrant]
+"""By model and seed."""
+
+
+def compare(terms: Terms, out: Path | None, device: str) -> Contest:
+    """Hold a contest; see ``sfumato.verbs.compare``.
+
+    Args:
+        terms: what all entrants share.
+        out: its folder.
+        device: where to compute.
+    """
+    _refuse(terms)
+    dataset = load_data(terms.data)
+    if dataset.test is None:
+        raise UserError(f"'{terms.data}' has no held-out part by which models could be compared")
+    if terms.classes and not dataset.classes:
+        raise UserError(f"'{terms.data}' has no classes; leave --classes out")
+    folder = RUNS / f"compare-{dataset.name}" if out is None else out
+    known = _known(folder, terms)
+    show = watch("compare")
+    try:
+        for seed in range(terms.seeds):
+            for model in terms.models:
+                if (model, seed) in known:
+                    continue
+                teacher = known.get(("diffusion", seed)) if model == "student" else None
+                if teacher is not None and teacher.failed:
+                    known[model, seed] = Entrant(
+                        model, seed, str(folder / f"{model}-{seed}"), failed="its teacher failed"
+                    )
+                else:
+                    known[model, seed] = _entrant(model, seed, folder, terms, device, show)
+                _keep(folder, terms, known, {})
+        entrants = tuple(known[model, seed] for seed in range(terms.seeds) for model in terms.models)
+        contest = Contest(folder, terms, entrants, _speeds(entrants, device), tuple(_notes(entrants, terms)))
+    finally:
+        show.close()
+    _keep(folder, terms, known, contest.speeds, contest.notes)
+    return contest
+
+
+def _refuse(terms: Terms) -> None:
+    """Raise a UserError for terms under which nothing can be compared."""
+    seconds_of(terms.time)
+    if terms.seeds < 1:
+        raise UserError(f"--seeds must be at least 1, got {terms.seeds}")
+    if len(set(terms.models)) < 2 or len(set(terms.models)) < len(terms.models):
+        raise UserError(f"--models must name two or more of {', '.join(MODELS)}, each once, with commas between")
+    for model in terms.models:
+        choose("model", model, dict.fromkeys(MODELS))
+    if "student" in terms.models and "diffusion" not in terms.models:
+        raise UserError("a student needs its teacher in the contest: add diffusion to --models")
+
+
+def _known(folder: Path, terms: Terms) -> Known:
+    """Return the entrants that are judged already, under the same terms but for which models and how many seeds."""
+    path = folder / FILE
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()) and not _begun(folder):
+            raise UserError(f"{folder}: exists and is no comparison of ours; choose another --out")
+        return {}
+    try:
+        told = json.loads(path.read_text("utf-8"))
+        before = Terms(**told["terms"] | {"models": tuple(told["terms"]["models"])})
+        entrants = [Entrant.from_dict(record) for record in told["entrants"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); remove it: runs that are done are only judged again") from error
+    if replace(before, seeds=terms.seeds, models=terms.models) != terms:
+        raise UserError(
+            f"{folder}: compares {before.data}, {before.time} each, under other terms; choose another --out"
+        )
+    return {(each.model, each.seed): each for each in entrants}
+
+
+def _begun(folder: Path) -> bool:
+    """Return whether a folder holds nothing but runs of a contest that was stopped before the first was judged."""
+    return all(path.is_dir() and path.name.rpartition("-")[0] in MODELS for path in folder.iterdir())
+
+
+def _entrant(model: str, seed: int, folder: Path, terms: Terms, device: str, show: Watch) -> Entrant:
+    """Train a run, or go on with it, and judge it; a training that fails is told, not repeated."""
+    run = folder / f"{model}-{seed}"
+    show.say(f"{model}, seed {seed}: {run}")
+    forget_peak()
+    try:
+        if not run.exists():
+            _train(model, seed, run, folder, terms, device)
+        elif not _ended(run):
+            go_on(str(run))
+    except UserError as error:
+        if not run.exists():  # it was refused before it began
+            raise
+        return Entrant(model, seed, str(run), failed=str(error))
+    judged = evaluate(run, None, terms.n, None, Wish(), device)
+    for line in judged.lines():
+        show.say(line)
+    trained, notes = Run.open(run).load(device=device)
+    return Entrant(
+        model,
+        seed,
+        str(run),
+        weights=judged.weights,
+        parameters=sum(parameter.numel() for parameter in trained.parameters()),
+        steps=int(notes["step"]),
+        seconds=float(notes["seconds"]),
+        memory=_peak(run),
+        measures=judged.measures,
+    )
+
+
+def _train(model: str, seed: int, run: Path, folder: Path, terms: Terms, device: str) -> None:
+    if model == "student":
+        wanted = Wanted(calls=CALLS, time=terms.time, seed=seed, device=device)
+        distill(folder / f"diffusion-{seed}", wanted, run)
+    else:
+        begin(Asked(terms.data, model, time=terms.time, classes=terms.classes, out=str(run), seed=seed, device=device))
+
+
+def _ended(run: Path) -> bool:
+    """Return whether the training of a run came to its end."""
+    return any(record is not None and record.get("event") == "end" for record in read_log(run / "log.jsonl"))
+
+
+def _peak(run: Path) -> float:
+    peaks = (record.get("peak") for record in read_log(run / "log.jsonl") if record is not None)
+    return max((float(peak) for peak in peaks if isinstance(peak, int | float)), default=0.0)
+
+
+def _speeds(entrants: tuple[Entrant, ...], device: str) -> dict[str, Speed]:
+    """Return how fast each model draws, by its first seed, all in turns."""
+    first: dict[str, Entrant] = {}
+    for each in entrants:
+        if not each.failed:
+            first.setdefault(each.model, each)
+    models = {name: Run.open(Path(each.run)).load(device=device)[0].to(device) for name, each in first.items()}
+    pages_kept()
+    with threaded(torch.get_num_threads()):
+        return speeds(models)
+
+
+def _notes(entrants: tuple[Entrant, ...], terms: Terms) -> Iterator[str]:
+    """Yield where the contract could not be kept, and what failed."""
+    sizes = {each.model: each.parameters for each in entrants if not each.failed}
+    if sizes and max(sizes.values()) > (1 + TOLERANCE) * min(sizes.values()):
+        yield "parameters differ by more: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items())
+    if "student" in sizes:
+        yield f"a student learns from the diffusion model of its seed, {terms.time} after that one's {terms.time}"
+    if terms.seeds == 1:
+        yield "one seed: nothing can be said of the spread"
+    yield from (f"{each.model}, seed {each.seed}, failed: {each.failed}" for each in entrants if each.failed)
+
+
+def _keep(folder: Path, terms: Terms, known: Known, found: dict[str, Speed], notes: tuple[str, ...] = ()) -> None:
+    """Write compare.json."""
+    record: dict[str, Any] = {"terms": asdict(terms), "entrants": [asdict(each) for each in known.values()]}
+    record |= {"speeds": {name: asdict(speed) for name, speed in found.items()}, "notes": notes}
+    write_atomic(folder / FILE, json.dumps(record, indent=1).encode())

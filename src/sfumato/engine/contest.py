@@ -1,0 +1,164 @@
+"""What a contest of models is, and how it is told: its terms, its entrants, and a table of them.
+
+The contract: the same data and split, the same time of training, as many parameters within TOLERANCE, the same number
+of samples judged by the same features, the average of each by the same recipe, no trial before. Medians are told with
+the least and the most of the seeds, and what failed is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sfumato.engine.evaluate import Measure
+from sfumato.engine.speed import Speed
+
+__all__ = ["MODELS", "TOLERANCE", "Contest", "Entrant", "Terms"]
+
+MODELS = ("diffusion", "student", "gan", "vae")
+"""What may enter: the families, and a student for one call of the diffusion model of the same seed."""
+TOLERANCE = 0.05
+"""By which numbers of parameters may differ."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What all entrants share.
+
+    Attributes:
+        data: name or path.
+        time: of training, such as 10m; a student has its teacher's before its own.
+        seeds: how many, from 0 on.
+        models: of ``MODELS``.
+        classes: whether they learn the classes of the data.
+        n: samples judged; None for as many as the features want.
+    """
+
+    data: str
+    time: str
+    seeds: int
+    models: tuple[str, ...]
+    classes: bool = False
+    n: int | None = None
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One run of a contest, judged.
+
+    Attributes:
+        model: which of ``MODELS``.
+        seed: of its training.
+        run: its folder.
+        weights: fingerprint of the averaged weights; "" if it failed.
+        parameters: numbers learned, of all its networks.
+        steps: of training.
+        seconds: of training, a teacher's not counted.
+        memory: MB of the process at most while it trained; 0 if unknown.
+        measures: what ``evaluate`` found.
+        failed: why there are none; "" if there are.
+    """
+
+    model: str
+    seed: int
+    run: str
+    weights: str = ""
+    parameters: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    memory: float = 0.0
+    measures: tuple[Measure, ...] = ()
+    failed: str = ""
+
+    @staticmethod
+    def from_dict(record: dict[str, Any]) -> Entrant:
+        """Rebuild from what ``dataclasses.asdict`` gave."""
+        return Entrant(**record | {"measures": tuple(Measure(**each) for each in record["measures"])})
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What came of it.
+
+    Attributes:
+        folder: where it lies.
+        terms: of all.
+        entrants: in the order of their training.
+        speeds: by model, of its first seed that did not fail.
+        notes: what the reader should know.
+    """
+
+    folder: Path
+    terms: Terms
+    entrants: tuple[Entrant, ...]
+    speeds: dict[str, Speed]
+    notes: tuple[str, ...] = ()
+
+    def of(self, model: str) -> list[Entrant]:
+        """Return the entrants of a model that did not fail."""
+        return [each for each in self.entrants if each.model == model and not each.failed]
+
+    def values(self, model: str, name: str) -> list[float]:
+        """Return a measure of a model, seed by seed.
+
+        Args:
+            model: which of ``MODELS``.
+            name: of the measure.
+        """
+        return [m.value for each in self.of(model) for m in each.measures if m.name == name]
+
+    def contract(self) -> list[str]:
+        """Return what is the same for all, a line each."""
+        terms, seeds = self.terms, f"{self.terms.seeds} seeds" if self.terms.seeds > 1 else "one seed"
+        return [
+            f"{terms.data}: {', '.join(terms.models)}; {terms.time} of training each, {seeds}, in {self.folder}",
+            "  contract: the same data and split, time of training, samples, features and recipe of the average; no",
+            f"  trial before; parameters within {TOLERANCE:.0%} unless a note says so. Told: median (least to most)",
+        ]
+
+    def lines(self) -> list[str]:
+        """Return the contract, a table with a column for each model, and notes."""
+        judged = [each for each in self.entrants if not each.failed]
+        real = {m.name: f"{m.real:.4g}" for m in judged[0].measures} if judged else {}
+        rows = [["", *self.terms.models, "real data"]]
+        rows += [[name, *(_spread(self.values(m, name)) for m in self.terms.models), real[name]] for name in real]
+        rows += [[what, *map(cell, self.terms.models), ""] for what, cell in self._costs().items()]
+        wide = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+        table = ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in rows]
+        return [*self.contract(), *table, *(f"  note: {note}" for note in self.notes)]
+
+    def _costs(self) -> dict[str, Callable[[str], str]]:
+        """Return what is told beside the measures of samples: for each name, from a model to its cell."""
+
+        def middle(name: str, form: str, unit: float = 1.0) -> Callable[[str], str]:
+            def cell(model: str) -> str:
+                found = [getattr(each, name) / unit for each in self.of(model)]
+                return format(median(found), form) if found else "-"
+
+            return cell
+
+        def speed(say: Callable[[Speed], str]) -> Callable[[str], str]:
+            return lambda model: say(self.speeds[model]) if model in self.speeds else "-"
+
+        return {
+            "parameters": middle("parameters", ",.0f"),
+            "steps of training": middle("steps", ",.0f"),
+            "minutes of training": middle("seconds", ".1f", 60),
+            "MB of memory in training": middle("memory", ",.0f"),
+            "network calls a sample": speed(lambda s: f"{s.calls}"),
+            "million FLOPs a sample": speed(lambda s: f"{s.flops / 1e6:,.1f}"),
+            "samples/s one by one": speed(lambda s: f"{s.alone:,.1f}"),
+            "samples/s at best": speed(lambda s: f"{s.best:,.0f} ({s.batch} at a time)"),
+            "failed": lambda m: f"{sum(e.model == m and bool(e.failed) for e in self.entrants)} of {self.terms.seeds}",
+        }
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Return the median, and of several values the least and the most."""
+    if not values:
+        return "-"
+    ends = f" ({min(values):.3g} to {max(values):.3g})" if len(values) > 1 else ""
+    return f"{median(values):.3g}{ends}"

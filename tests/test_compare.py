@@ -1,0 +1,172 @@
+"""A contest of models: what it tells, what it does not do twice, what it counts and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sfumato.cli import main
+from sfumato.engine import compare as comparing
+from sfumato.engine.contest import Contest, Entrant, Terms
+from sfumato.engine.evaluate import Measure
+from sfumato.engine.run import Run
+from sfumato.engine.speed import Speed
+from sfumato.errors import UserError
+
+WORDS = ["compare", "moons", "--time", "1s", "-n", "60"]
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory):
+    """A contest of all four on one seed, which nothing disturbed, and what it said."""
+    folder = tmp_path_factory.mktemp("contest") / "moons"
+    assert main([*WORDS, "--seeds", "1", "--out", str(folder)]) == 0
+    return folder
+
+
+def told(folder):
+    return json.loads((folder / "compare.json").read_text())
+
+
+def test_every_entrant_is_a_run_of_its_own_and_judged_alike(held):
+    record = told(held)
+    assert [each["model"] for each in record["entrants"]] == ["diffusion", "student", "gan", "vae"]
+    names = [[m["name"] for m in each["measures"]] for each in record["entrants"]]
+    assert all(each == names[0] for each in names) and "recall[2 raw values]" in names[0]
+    for each in record["entrants"]:
+        run = Run.open(Path(each["run"]))
+        model, notes = run.load()
+        assert each["weights"] == model.fingerprint() and each["steps"] == int(notes["step"])
+        assert each["memory"] > 50
+    assert {name: speed["calls"] for name, speed in record["speeds"].items()} == {
+        "diffusion": 12,
+        "student": 1,
+        "gan": 1,
+        "vae": 1,
+    }
+    counts = {each["model"]: each["parameters"] for each in record["entrants"]}
+    assert max(counts.values()) <= 1.05 * min(counts.values())
+    assert any("one seed" in note for note in record["notes"])
+    assert any("a student learns from the diffusion model" in note for note in record["notes"])
+
+
+def test_the_same_command_again_repeats_nothing(held, monkeypatch, capsys):
+    before = told(held)
+    for name in ("begin", "distill", "go_on", "evaluate"):
+        monkeypatch.setattr(comparing, name, lambda *_, name=name: pytest.fail(f"{name} was called again"))
+    assert main([*WORDS, "--seeds", "1", "--out", str(held)]) == 0
+    assert told(held)["entrants"] == before["entrants"]
+    assert "recall[2 raw values]" in capsys.readouterr().out
+
+
+def test_stopped_between_training_and_judging_it_trains_nothing_again(tmp_path, monkeypatch):
+    words = [*WORDS, "--seeds", "2", "--models", "gan,vae", "--out", str(tmp_path / "c")]
+    judged = []
+
+    def judge(run, *rest, real=comparing.evaluate):
+        if len(judged) == 1:
+            raise KeyboardInterrupt
+        judged.append(run.name)
+        return real(run, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparing, "evaluate", judge)
+        assert main(words) == 130
+    assert [each["run"].endswith("gan-0") for each in told(tmp_path / "c")["entrants"]] == [True]
+    first = Run.open(tmp_path / "c" / "vae-0").load()[0].fingerprint()
+    begun = []
+
+    def begin(asked, real=comparing.begin):
+        begun.append(Path(asked.out).name)
+        return real(asked)
+
+    monkeypatch.setattr(comparing, "begin", begin)
+    assert main(words) == 0
+    assert begun == ["gan-1", "vae-1"]
+    entrants = told(tmp_path / "c")["entrants"]
+    assert {Path(each["run"]).name: each["weights"] for each in entrants}["vae-0"] == first
+    seeds = {(each["model"], each["seed"]) for each in entrants}
+    assert seeds == {("gan", 0), ("gan", 1), ("vae", 0), ("vae", 1)}
+
+
+def test_a_training_that_fails_is_counted_with_its_student_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+    def begin(asked, real=comparing.begin):
+        if asked.model == "diffusion":
+            Path(asked.out).mkdir(parents=True)
+            raise UserError("weights are not finite")
+        return real(asked)
+
+    monkeypatch.setattr(comparing, "begin", begin)
+    words = [*WORDS, "--seeds", "1", "--models", "diffusion,student,gan", "--out", str(tmp_path / "c")]
+    assert main(words) == 0
+    record = told(tmp_path / "c")
+    assert [each["failed"] for each in record["entrants"]] == ["weights are not finite", "its teacher failed", ""]
+    out = capsys.readouterr().out
+    assert "1 of 1" in out and "note: diffusion, seed 0, failed: weights are not finite" in out
+
+
+def entrant(model, seed, value, **more):
+    measure = Measure("frechet[x]", value, value, value, 0.25, 9.0, "low")
+    return Entrant(model, seed, f"runs/{model}-{seed}", "w", **{"parameters": 100, "measures": (measure,)} | more)
+
+
+def test_the_table_tells_medians_ends_and_failures():
+    entrants = (
+        *(entrant("gan", k, value) for k, value in enumerate((3.0, 1.0, 8.0))),
+        entrant("vae", 0, 2.0),
+        Entrant("vae", 1, "runs/vae-1", failed="broke"),
+        entrant("vae", 2, 4.0),
+    )
+    terms = Terms("digits", "2m", 3, ("gan", "vae"))
+    contest = Contest(Path("c"), terms, entrants, {"gan": Speed(1, 2e6, 10.0, 1234.0, 64)})
+    lines = {line.split("  ")[1]: line for line in contest.lines()[3:]}
+    assert "3 (1 to 8)" in lines["frechet[x]"] and "3 (2 to 4)" in lines["frechet[x]"]
+    assert lines["frechet[x]"].endswith("0.25")
+    assert "0 of 3" in lines["failed"] and "1 of 3" in lines["failed"]
+    assert "1,234 (64 at a time)" in lines["samples/s at best"]
+    assert lines["network calls a sample"].split()[-1] == "-"  # of the VAE nothing was timed
+
+
+def test_sizes_that_differ_are_told():
+    entrants = (entrant("gan", 0, 1.0), entrant("vae", 0, 1.0, parameters=106))
+    notes = list(comparing._notes(entrants, Terms("digits", "2m", 2, ("gan", "vae"))))
+    assert notes == ["parameters differ by more: gan 100, vae 106"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["moons", "--seeds", "0"], "--seeds must be at least 1"),
+        (["moons", "--models", "gan"], "two or more of diffusion, student, gan, vae"),
+        (["moons", "--models", "gan,gan"], "each once"),
+        (["moons", "--models", "gan,vea"], "unknown model 'vea'"),
+        (["moons", "--models", "student,gan"], "add diffusion to --models"),
+        (["moons", "--time", "soon"], "'soon' is no time"),
+        (["checkerboard", "--classes"], "has no classes"),
+        (["nothing-here"], "nothing-here"),
+    ],
+)
+def test_impossible_terms_are_refused_in_one_line_before_anything_is_written(words, reason, tmp_path, capsys):
+    assert main(["compare", *words, "--out", str(tmp_path / "c")]) == 2
+    error = capsys.readouterr().err
+    assert reason in error and error.count("\n") == 1
+    assert not (tmp_path / "c").exists()
+
+
+def test_data_without_a_held_out_part_are_refused(tmp_path, capsys):
+    (tmp_path / "points.csv").write_text("\n".join(f"{k},{k}" for k in range(40)))
+    assert main(["compare", str(tmp_path / "points.csv"), "--out", str(tmp_path / "c")]) == 2
+    assert "has no held-out part" in capsys.readouterr().err
+
+
+def test_other_terms_foreign_folders_and_damaged_records_are_refused(held, tmp_path, capsys):
+    assert main(["compare", "moons", "--time", "2s", "-n", "60", "--seeds", "1", "--out", str(held)]) == 2
+    assert "under other terms" in capsys.readouterr().err
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "one.txt").write_text("dear")
+    assert main([*WORDS, "--out", str(tmp_path / "letters")]) == 2
+    assert "no comparison of ours" in capsys.readouterr().err
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "compare.json").write_text("{")
+    assert main([*WORDS, "--out", str(tmp_path / "c")]) == 2
+    assert "damaged" in capsys.readouterr().err
