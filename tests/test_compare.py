@@ -1,9 +1,14 @@
 """A contest of models: what it tells, what it does not do twice, what it counts and what it refuses."""
 
 import json
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sfumato.cli import main
 from sfumato.engine import compare as comparing
@@ -12,6 +17,7 @@ from sfumato.engine.evaluate import Measure
 from sfumato.engine.run import Run
 from sfumato.engine.speed import Speed
 from sfumato.errors import UserError
+from sfumato.view.versus import page
 
 WORDS = ["compare", "moons", "--time", "1s", "-n", "60"]
 
@@ -119,7 +125,7 @@ def test_the_table_tells_medians_ends_and_failures():
     )
     terms = Terms("digits", "2m", 3, ("gan", "vae"))
     contest = Contest(Path("c"), terms, entrants, {"gan": Speed(1, 2e6, 10.0, 1234.0, 64)})
-    lines = {line.split("  ")[1]: line for line in contest.lines()[3:]}
+    lines = {line.split("  ")[1]: line for line in contest.lines() if line.startswith("  ")}
     assert "3 (1 to 8)" in lines["frechet[x]"] and "3 (2 to 4)" in lines["frechet[x]"]
     assert lines["frechet[x]"].endswith("0.25")
     assert "0 of 3" in lines["failed"] and "1 of 3" in lines["failed"]
@@ -170,3 +176,41 @@ def test_other_terms_foreign_folders_and_damaged_records_are_refused(held, tmp_p
     (tmp_path / "c" / "compare.json").write_text("{")
     assert main([*WORDS, "--out", str(tmp_path / "c")]) == 2
     assert "damaged" in capsys.readouterr().err
+
+
+# ── The page ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_page_shows_every_seed_and_fetches_and_runs_nothing(held):
+    text = (held / "compare.html").read_text()
+    assert "default-src 'none'" in text and "<script" not in text
+    assert not re.search(r'(?:src|href)="(?!data:)', text)
+    record = told(held)
+    for name in {m["name"] for each in record["entrants"] for m in each["measures"]}:
+        assert text.count(f'aria-label="{name}"') == 1
+    dots = re.findall(r'<circle class="dot (l\d)"', text)
+    measures = len(record["entrants"][0]["measures"])
+    finite = sum(np.isfinite(m["value"]) for each in record["entrants"] for m in each["measures"])
+    assert len(dots) == finite + len(record["speeds"])  # each measure of each, and each once more in the trilemma
+    assert len(set(dots)) == len(record["speeds"]) and measures > 5
+
+
+def test_names_in_the_page_are_text(tmp_path):
+    evil = "<script>alert(1)</script>"
+    terms = Terms(evil, "1s", 1, ("gan", "vae"))
+    contest = Contest(tmp_path, terms, (Entrant("gan", 0, "x", failed=evil),), {}, (evil,))
+    assert evil not in page(contest).read_text()
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+@pytest.mark.parametrize("width", [400, 1200])
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_draws_the_page_at_any_width_light_and_dark(held, tmp_path, width, dark):
+    shot = tmp_path / "shot.png"
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--screenshot={shot}"]
+    words += [f"--window-size={width},1600", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
+    subprocess.run(["chromium", *words, (held / "compare.html").resolve().as_uri()], check=True, timeout=120)
+    pixels = np.asarray(Image.open(shot).convert("L")) / 255
+    assert pixels.shape[1] == width
+    assert (np.median(pixels) < 0.3) == dark
+    assert (np.abs(pixels - np.median(pixels)) > 0.3).mean() > 0.005  # there are words and dots on it

@@ -114,18 +114,24 @@ class Contest:
         """Return what is the same for all, a line each."""
         terms, seeds = self.terms, f"{self.terms.seeds} seeds" if self.terms.seeds > 1 else "one seed"
         return [
-            f"{terms.data}: {', '.join(terms.models)}; {terms.time} of training each, {seeds}, in {self.folder}",
-            "  contract: the same data and split, time of training, samples, features and recipe of the average; no",
-            f"  trial before; parameters within {TOLERANCE:.0%} unless a note says so. Told: median (least to most)",
+            f"{terms.data}: {', '.join(terms.models)}; {terms.time} of training each, {seeds}, in {self.folder}.",
+            "Contract: the same data and split, time of training, samples, features and recipe of the average; no "
+            f"trial before; parameters within {TOLERANCE:.0%}, unless a note says otherwise.",
+            "Told are medians of the seeds (least to most).",
         ]
 
-    def lines(self) -> list[str]:
-        """Return the contract, a table with a column for each model, and notes."""
+    def table(self) -> list[list[str]]:
+        """Return a table with a column for each model, its heads first: measures of samples, then costs."""
         judged = [each for each in self.entrants if not each.failed]
         real = {m.name: f"{m.real:.4g}" for m in judged[0].measures} if judged else {}
         rows = [["", *self.terms.models, "real data"]]
         rows += [[name, *(_spread(self.values(m, name)) for m in self.terms.models), real[name]] for name in real]
         rows += [[what, *map(cell, self.terms.models), ""] for what, cell in self._costs().items()]
+        return rows
+
+    def lines(self) -> list[str]:
+        """Return the contract, the table, and notes."""
+        rows = self.table()
         wide = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
         table = ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in rows]
         return [*self.contract(), *table, *(f"  note: {note}" for note in self.notes)]

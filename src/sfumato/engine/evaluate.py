@@ -31,7 +31,7 @@ from sfumato.metrics.bootstrap import Figure, of_one, of_two
 from sfumato.metrics.features import Features, features_of
 from sfumato.metrics.frechet import frechet
 from sfumato.metrics.kernel import kernel_distance
-from sfumato.metrics.neighbours import manifolds, nearest_distances
+from sfumato.metrics.neighbours import manifolds, nearest
 from sfumato.metrics.recognise import recogniser
 
 __all__ = ["Evaluation", "Measure", "Real", "compare", "evaluate"]
@@ -298,7 +298,7 @@ def _copies(
     """How near samples are to training examples, and how many nearer than all but 1% of held-out ones."""
     near = seen[rng.permutation(len(seen))[:SEARCHED]]
     unseen = real.held_out.codec.encode(real.held_out.items[:ASKED])
-    far, floor, none = (nearest_distances(each[:ASKED].flatten(1).numpy(), near) for each in (states, unseen, trivial))
+    far, floor, none = (nearest(each[:ASKED].flatten(1).numpy(), near)[0] for each in (states, unseen, trivial))
     close = float(np.quantile(floor, CLOSE))
     kind = f"{seen.shape[1]} raw values"
     return [

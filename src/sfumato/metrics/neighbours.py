@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
 
-__all__ = ["Manifolds", "manifolds", "nearest_distances"]
+__all__ = ["Manifolds", "manifolds", "nearest"]
 
 K = 5
 Rows = NDArray[np.floating]
@@ -77,12 +77,12 @@ def _radii(rows: Rows, k: int) -> NDArray[np.float64]:
     return found
 
 
-def nearest_distances(samples: Rows, train: Rows) -> NDArray[np.float64]:
-    """Return each sample's Euclidean distance to the nearest training example, (n,).
+def nearest(samples: Rows, train: Rows) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return each sample's Euclidean distance to the nearest training example, (n,), and which that is, (n,).
 
     Args:
         samples: (n, d).
         train: (m, d).
     """
-    found: NDArray[np.float64] = NearestNeighbors(n_neighbors=1).fit(train).kneighbors(samples)[0][:, 0]
-    return found
+    distances, indices = NearestNeighbors(n_neighbors=1).fit(train).kneighbors(samples)
+    return distances[:, 0], indices[:, 0]

@@ -92,7 +92,8 @@ def compare(
     """Train diffusion, a student of it for one call, a GAN and a VAE on some data under one contract, and compare them.
 
     The same split, time of training, number of parameters, samples and features; every seed is told, what fails is
-    counted. Each is a run like any other. The same command goes on where it was stopped.
+    counted. Each is a run like any other. The same command goes on where it was stopped. Writes compare.json and a
+    page, compare.html.
 
     Args:
         data: as for inspect, with a held-out part.
@@ -110,9 +111,12 @@ def compare(
     from sfumato.engine.compare import compare
     from sfumato.engine.contest import Terms
     from sfumato.engine.machine import device_of
+    from sfumato.view.versus import page
 
     terms = Terms(data, time, seeds, tuple(models.split(",")), classes, n)
-    return compare(terms, None if out is None else Path(out), device_of(device)[0])
+    contest = compare(terms, None if out is None else Path(out), device_of(device)[0])
+    page(contest)
+    return contest
 
 
 def likelihood(

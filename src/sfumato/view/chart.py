@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Line", "Mark", "chart", "short"]
+__all__ = ["Axis", "Line", "Mark", "chart", "short"]
 
 Floats = NDArray[np.float64]
 
@@ -86,10 +86,10 @@ def chart(lines: Sequence[Line], marks: Sequence[Mark], label: str, zero: bool =
     cells = [(part, line) for part, line in cells if len(part.x)]
     if not cells:
         return ""
-    x = _Axis(min(part.x[0] for part, _ in cells), max(part.x[-1] for part, _ in cells), LEFT, WIDTH - RIGHT, False)
+    x = Axis(min(part.x[0] for part, _ in cells), max(part.x[-1] for part, _ in cells), LEFT, WIDTH - RIGHT, False)
     low = 0.0 if zero else min(float((p.low if line.look == "both" else p.mean).min()) for p, line in cells)
     high = max(float((p.high if line.look == "both" else p.mean).max()) for p, line in cells)
-    y = _Axis(low, high, HEIGHT - BOTTOM, TOP, low > 0 and high / low > WIDE)
+    y = Axis(low, high, HEIGHT - BOTTOM, TOP, low > 0 and high / low > WIDE)
     parts = [_frame(x, y), *_marks(x, marks)]
     parts += [
         f'<path class="raw {line.style}" d="{_range(part, x, y)}"/>' for part, line in cells if line.look == "both"
@@ -113,7 +113,7 @@ def short(value: float) -> str:
     return f"{float(digits):g}e{int(power)}"
 
 
-class _Axis:
+class Axis:
     """A scale from values to pixels, linear or logarithmic, that ends a little outside of the values."""
 
     def __init__(self, low: float, high: float, start: float, end: float, log: bool) -> None:
@@ -168,13 +168,13 @@ def _smoothed(cells: _Cells) -> Floats:
     return (kernel / kernel.sum(1, keepdims=True)) @ cells.mean
 
 
-def _range(cells: _Cells, x: _Axis, y: _Axis) -> str:
+def _range(cells: _Cells, x: Axis, y: Axis) -> str:
     """Return a path from the lowest to the highest of each cell, a dot where they are the same."""
     rows = zip(x(cells.x), y(cells.low), y(cells.high), strict=True)
     return "".join(f"M{a:.1f} {b:.1f}V{c:.1f}" if abs(b - c) > 0.05 else f"M{a:.1f} {b:.1f}h0" for a, b, c in rows)
 
 
-def _path(places: Floats, values: Floats, x: _Axis, y: _Axis) -> str:
+def _path(places: Floats, values: Floats, x: Axis, y: Axis) -> str:
     """Return a path through points, broken where the log has a hole."""
     apart = np.diff(places)
     far = HOLE * np.median(apart) if len(apart) else 0.0
@@ -183,7 +183,7 @@ def _path(places: Floats, values: Floats, x: _Axis, y: _Axis) -> str:
     return f"{text}h0"  # a last point alone is a dot
 
 
-def _frame(x: _Axis, y: _Axis) -> str:
+def _frame(x: Axis, y: Axis) -> str:
     grid, text = [], []
     for tick in y.ticks():
         at = y(tick)
@@ -195,7 +195,7 @@ def _frame(x: _Axis, y: _Axis) -> str:
     return f'<path class="grid" d="{"".join(grid)}"/>' + "".join(text)
 
 
-def _marks(x: _Axis, marks: Sequence[Mark]) -> list[str]:
+def _marks(x: Axis, marks: Sequence[Mark]) -> list[str]:
     """Return upright lines, one path for each style; those within a pixel of each other are one."""
     places: dict[str, set[int]] = {}
     for mark in marks:
