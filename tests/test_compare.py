@@ -178,6 +178,35 @@ def test_other_terms_foreign_folders_and_damaged_records_are_refused(held, tmp_p
     assert "damaged" in capsys.readouterr().err
 
 
+# ── Runs as they are ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_runs_are_compared_as_they_are(held, tmp_path, capsys):
+    runs = [str(held / "gan-0"), str(held / "vae-0")]
+    assert main(["compare", *runs, "-n", "60", "--out", str(tmp_path / "c")]) == 0
+    out = capsys.readouterr().out
+    assert "gan-0" in out and "runs as they are" in out and "note: trained for gan-0" in out
+    entrants = {each["model"]: each for each in told(tmp_path / "c")["entrants"]}
+    before = {Path(each["run"]).name: each for each in told(held)["entrants"]}
+    assert entrants["gan-0"]["measures"] == before["gan-0"]["measures"]  # the same samples of the same weights
+    assert (tmp_path / "c" / "compare.html").exists()
+
+
+def test_runs_that_cannot_be_compared_are_refused(held, tmp_path, capsys):
+    gan, out = str(held / "gan-0"), ["--out", str(tmp_path / "c")]
+    assert main(["train", "ring8", "--steps", "2", "--batch", "8", "--out", str(tmp_path / "ring")]) == 0
+    for others, reason in (
+        ([str(tmp_path / "ring")], "trained on data moons and ring8"),
+        ([str(tmp_path / "none")], "no such run"),
+        ([gan], "two or more runs by different names"),
+        ([], "two or more runs by different names"),
+    ):
+        assert main(["compare", gan, *others, *out]) == 2
+        error = capsys.readouterr().err
+        assert reason in error and error.count("\n") == 1
+    assert not (tmp_path / "c").exists()
+
+
 # ── The page ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -8,7 +8,7 @@ command goes on where it was.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,14 @@ from sfumato.engine.evaluate import evaluate
 from sfumato.engine.gauge import forget_peak
 from sfumato.engine.generate import Wish
 from sfumato.engine.machine import pages_kept, threaded
-from sfumato.engine.progress import Watch, watch
+from sfumato.engine.progress import Watch, duration, watch
 from sfumato.engine.run import Run
 from sfumato.engine.speed import Speed, speeds
 from sfumato.engine.track import read_log
 from sfumato.errors import UserError, choose
 from sfumato.files import write_atomic
 
-__all__ = ["compare"]
+__all__ = ["compare", "compare_runs"]
 
 FILE = "compare.json"
 CALLS = 1  # of a student
@@ -76,6 +76,46 @@ def compare(terms: Terms, out: Path | None, device: str) -> Contest:
         show.close()
     _keep(folder, terms, known, contest.speeds, contest.notes)
     return contest
+
+
+def compare_runs(folders: Sequence[Path], n: int | None, out: Path | None, device: str) -> Contest:
+    """Compare runs as they are; see ``sfumato.verbs.compare``.
+
+    Args:
+        folders: of two or more runs of the same data, by different names.
+        n: samples to judge; None for as many as the features want.
+        out: folder for compare.json.
+        device: where to compute.
+    """
+    runs = [Run.open(folder) for folder in folders]
+    names = tuple(run.folder.name for run in runs)
+    if len(set(names)) < max(2, len(names)):
+        raise UserError(f"name two or more runs by different names, got {', '.join(names)}")
+    for run in runs[1:]:
+        _refuse_other_data(runs[0], run)
+    folder = RUNS / f"compare-{'-'.join(names)}" if out is None else out
+    terms = Terms(runs[0].config.data, "", 1, names, bool(runs[0].data["classes"]), n)
+    if folder.exists() and any(folder.iterdir()) and not (folder / FILE).exists():
+        raise UserError(f"{folder}: exists and is no comparison of ours; choose another --out")
+    show = watch("compare")
+    try:
+        known = {
+            (name, 0): _judged(name, 0, run.folder, terms, device, show) for name, run in zip(names, runs, strict=True)
+        }
+        entrants = tuple(known.values())
+        contest = Contest(folder, terms, entrants, _speeds(entrants, device), tuple(_notes(entrants, terms)))
+    finally:
+        show.close()
+    _keep(folder, terms, known, contest.speeds, contest.notes)
+    return contest
+
+
+def _refuse_other_data(one: Run, other: Run) -> None:
+    """Raise a UserError if two runs were not trained on the same data in the same shape."""
+    for what, of in (("on data", "name"), ("in the shape", "codec"), ("on the data", "fingerprint")):
+        ours, theirs = one.data[of], other.data[of]
+        if ours != theirs:
+            raise UserError(f"{one.folder} and {other.folder} cannot be compared: trained {what} {ours} and {theirs}")
 
 
 def _refuse(terms: Terms) -> None:
@@ -130,6 +170,11 @@ def _entrant(model: str, seed: int, folder: Path, terms: Terms, device: str, sho
         if not run.exists():  # it was refused before it began
             raise
         return Entrant(model, seed, str(run), failed=str(error))
+    return _judged(model, seed, run, terms, device, show)
+
+
+def _judged(model: str, seed: int, run: Path, terms: Terms, device: str, show: Watch) -> Entrant:
+    """Judge a run that is trained."""
     judged = evaluate(run, None, terms.n, None, Wish(), device)
     for line in judged.lines():
         show.say(line)
@@ -182,8 +227,10 @@ def _notes(entrants: tuple[Entrant, ...], terms: Terms) -> Iterator[str]:
     sizes = {each.model: each.parameters for each in entrants if not each.failed}
     if sizes and max(sizes.values()) > (1 + TOLERANCE) * min(sizes.values()):
         yield "parameters differ by more: " + ", ".join(f"{name} {count:,}" for name, count in sizes.items())
-    if "student" in sizes:
+    if terms.time and "student" in sizes:
         yield f"a student learns from the diffusion model of its seed, {terms.time} after that one's {terms.time}"
+    if not terms.time and len({(each.steps, each.seconds) for each in entrants}) > 1:
+        yield "trained for " + ", ".join(f"{each.model} {duration(each.seconds)}" for each in entrants)
     if terms.seeds == 1:
         yield "one seed: nothing can be said of the spread"
     yield from (f"{each.model}, seed {each.seed}, failed: {each.failed}" for each in entrants if each.failed)

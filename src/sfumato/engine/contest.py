@@ -30,9 +30,9 @@ class Terms:
 
     Attributes:
         data: name or path.
-        time: of training, such as 10m; a student has its teacher's before its own.
+        time: of training, such as 10m; a student has its teacher's before its own. "" for runs as they are.
         seeds: how many, from 0 on.
-        models: of ``MODELS``.
+        models: of ``MODELS``, or names of runs.
         classes: whether they learn the classes of the data.
         n: samples judged; None for as many as the features want.
     """
@@ -50,7 +50,7 @@ class Entrant:
     """One run of a contest, judged.
 
     Attributes:
-        model: which of ``MODELS``.
+        model: which of ``Terms.models``.
         seed: of its training.
         run: its folder.
         weights: fingerprint of the averaged weights; "" if it failed.
@@ -112,6 +112,11 @@ class Contest:
 
     def contract(self) -> list[str]:
         """Return what is the same for all, a line each."""
+        if not self.terms.time:
+            return [
+                f"{self.terms.data}: {', '.join(self.terms.models)}, runs as they are.",
+                "The same held-out data, number of samples and features; each trained as its config.toml says.",
+            ]
         terms, seeds = self.terms, f"{self.terms.seeds} seeds" if self.terms.seeds > 1 else "one seed"
         return [
             f"{terms.data}: {', '.join(terms.models)}; {terms.time} of training each, {seeds}, in {self.folder}.",

@@ -79,7 +79,8 @@ def evaluate(
 
 
 def compare(
-    data: Data,
+    source: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA|RUN")]],
+    others: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN ...")]] = (),
     *,
     time: str = "10m",
     seeds: int = 3,
@@ -89,14 +90,15 @@ def compare(
     out: str | None = None,
     device: str | None = None,
 ) -> Contest:
-    """Train diffusion, a student of it for one call, a GAN and a VAE on some data under one contract, and compare them.
+    """Train diffusion, a student for one call, a GAN and a VAE under one contract, or take trained runs; compare them.
 
     The same split, time of training, number of parameters, samples and features; every seed is told, what fails is
     counted. Each is a run like any other. The same command goes on where it was stopped. Writes compare.json and a
     page, compare.html.
 
     Args:
-        data: as for inspect, with a held-out part.
+        source: data as for inspect, with a held-out part; or the folder of a run, to compare trained runs as they are.
+        others: folders of more runs of the same data.
         time: of training each, such as 90s or 10m.
         seeds: how often each is trained, with seeds from 0 on.
         models: which, with commas between.
@@ -106,15 +108,19 @@ def compare(
         device: cpu, cuda or mps.
 
     Raises:
-        UserError: no such data or no held-out part of them, impossible terms, or a folder that compares something else.
+        UserError: no such data or no held-out part of them, impossible terms, runs of different data, or a
+            folder that holds something else.
     """
-    from sfumato.engine.compare import compare
+    from sfumato.engine.compare import compare, compare_runs
     from sfumato.engine.contest import Terms
     from sfumato.engine.machine import device_of
     from sfumato.view.versus import page
 
-    terms = Terms(data, time, seeds, tuple(models.split(",")), classes, n)
-    contest = compare(terms, None if out is None else Path(out), device_of(device)[0])
+    folder, where = None if out is None else Path(out), device_of(device)[0]
+    if others or (Path(source) / "config.toml").exists():
+        contest = compare_runs([Path(run) for run in (source, *others)], n, folder, where)
+    else:
+        contest = compare(Terms(source, time, seeds, tuple(models.split(",")), classes, n), folder, where)
     page(contest)
     return contest
 
