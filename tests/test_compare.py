@@ -1,6 +1,7 @@
 """A contest of models: what it tells, what it does not do twice, what it counts and what it refuses."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sfumato.cli import main
+from sfumato.data import load
 from sfumato.engine import compare as comparing
 from sfumato.engine.contest import Contest, Entrant, Terms
 from sfumato.engine.evaluate import Measure
@@ -50,6 +53,8 @@ def test_every_entrant_is_a_run_of_its_own_and_judged_alike(held):
         "gan": 1,
         "vae": 1,
     }
+    bits = {each["model"]: each["bits"] for each in record["entrants"]}
+    assert bits["student"] is bits["gan"] is None and math.isfinite(bits["diffusion"]) and math.isfinite(bits["vae"])
     counts = {each["model"]: each["parameters"] for each in record["entrants"]}
     assert max(counts.values()) <= 1.05 * min(counts.values())
     assert any("one seed" in note for note in record["notes"])
@@ -176,6 +181,21 @@ def test_other_terms_foreign_folders_and_damaged_records_are_refused(held, tmp_p
     (tmp_path / "c" / "compare.json").write_text("{")
     assert main([*WORDS, "--out", str(tmp_path / "c")]) == 2
     assert "damaged" in capsys.readouterr().err
+
+
+def test_bits_count_what_the_bound_and_the_volume_of_a_bin_say():
+    """A uniform law on the states says 2^-levels of every value: log2(17) bits, whatever the picture."""
+    digits = load("digits")
+
+    class Uniform:
+        codec, classes, batch, device = digits.codec, (), 128, torch.device("cpu")
+
+        def bound(self, x, cond, rng):
+            half = digits.codec.level_width / 2
+            assert float(x.min()) >= -1 - half and float(x.max()) <= 1 + half and len(rng) == len(x)
+            return torch.full((len(x),), -64 * math.log(2 + 2 * half), dtype=torch.float64)
+
+    assert comparing._bits(Uniform(), digits) == pytest.approx(math.log2(17))
 
 
 # ── Runs as they are ──────────────────────────────────────────────────────────────────────────────────────────────────

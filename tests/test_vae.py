@@ -88,7 +88,7 @@ def test_with_the_true_posterior_the_bound_is_the_likelihood_itself(draws):
     model, law = linear()
     model.noise_std.fill_(NOISE)
     x = law.sample((6,))
-    told = model.log_prob(x, None, torch.Generator().manual_seed(0), draws)
+    told = model.bound(x, None, torch.Generator().manual_seed(0), draws)
     torch.testing.assert_close(told, law.log_prob(x), rtol=1e-6, atol=1e-6)  # sigma is kept in float32
 
 
@@ -111,7 +111,7 @@ def test_more_draws_bound_tighter_where_the_posterior_is_wrong():
     model.noise_std.fill_(NOISE)
     model.encoder.log_std = model.encoder.log_std + 0.7
     x, rng = law.sample((500,)), torch.Generator().manual_seed(0)
-    bounds = [model.log_prob(x, None, rng, k).mean().item() for k in (1, 8, 64)]
+    bounds = [model.bound(x, None, rng, k).mean().item() for k in (1, 8, 64)]
     assert bounds == sorted(bounds) and bounds[-1] < law.log_prob(x).mean().item() + 0.02
     assert law.log_prob(x).mean().item() - bounds[-1] < 0.1
 
@@ -140,8 +140,8 @@ def test_a_run_is_trained_drawn_from_and_bounds_what_it_has_seen(tmp_path, capsy
     model, _ = run.load()
     data = run.dataset()
     states, labels = data.test.codec.encode(data.test.items[:500]), data.test.labels[:500]
-    told = model.log_prob(states, labels, torch.Generator().manual_seed(0)).mean()
-    wrong = model.log_prob(states, 1 - labels, torch.Generator().manual_seed(0)).mean()
+    told = model.bound(states, labels, torch.Generator().manual_seed(0)).mean()
+    wrong = model.bound(states, 1 - labels, torch.Generator().manual_seed(0)).mean()
     normal = torch.distributions.Normal(states.mean(0), states.std(0)).log_prob(states).sum(1).mean()
     assert told > normal > wrong  # than a Gaussian of the same mean and spread; than the other class's
     assert main(["likelihood", str(folder)]) == 2
@@ -155,7 +155,7 @@ def test_what_cannot_be_is_refused():
         VAESpec(widths=(8,), blocks=1, latent=1).build(CODEC)
     model = VAESpec(widths=(8,), blocks=1, latent=2).build(CODEC)
     with pytest.raises(UserError, match="not measured"):
-        model.log_prob(torch.zeros(1, 2))
+        model.bound(torch.zeros(1, 2))
     model.noise_std.fill_(1.0)
     with pytest.raises(UserError, match="at least one draw"):
-        model.log_prob(torch.zeros(1, 2), draws=0)
+        model.bound(torch.zeros(1, 2), draws=0)

@@ -8,6 +8,7 @@ command goes on where it was.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,12 +16,15 @@ from typing import Any
 
 import torch
 
+from sfumato.data import Dataset
 from sfumato.data import load as load_data
+from sfumato.dist import rand
 from sfumato.engine.asked import Asked, seconds_of
 from sfumato.engine.begin import RUNS, begin, go_on
 from sfumato.engine.contest import MODELS, TOLERANCE, Contest, Entrant, Terms
 from sfumato.engine.distill import Wanted, distill
 from sfumato.engine.evaluate import evaluate
+from sfumato.engine.examples import chosen
 from sfumato.engine.gauge import forget_peak
 from sfumato.engine.generate import Wish
 from sfumato.engine.machine import pages_kept, threaded
@@ -30,11 +34,13 @@ from sfumato.engine.speed import Speed, speeds
 from sfumato.engine.track import read_log
 from sfumato.errors import UserError, choose
 from sfumato.files import write_atomic
+from sfumato.models.base import GenerativeModel
 
 __all__ = ["compare", "compare_runs"]
 
 FILE = "compare.json"
 CALLS = 1  # of a student
+BITS, DEQUANTISE = 500, 1  # held-out examples for a bound on log p, and what a stream is for
 
 Known = dict[tuple[str, int], Entrant]
 """By model and seed."""
@@ -189,7 +195,24 @@ def _judged(model: str, seed: int, run: Path, terms: Terms, device: str, show: W
         seconds=float(notes["seconds"]),
         memory=_peak(run),
         measures=judged.measures,
+        bits=_bits(trained.to(device), Run.open(run).dataset()),
     )
+
+
+def _bits(model: GenerativeModel, dataset: Dataset) -> float | None:
+    """Return at most how many bits/dim held-out examples are worth to a model, spread over their bins."""
+    codec, nats = model.codec, 0.0
+    asked = chosen(dataset, model, BITS, 0)
+    for some in asked.batches(model.batch):
+        rng = some.streams(0, DEQUANTISE)
+        states = codec.encode(some.items)
+        x = (states + codec.level_width * (rand(states, rng) - 0.5).to(states.dtype)).to(model.device)
+        cond = some.labels.to(model.device) if model.classes and some.labels is not None else None
+        bound = model.bound(x, cond, rng)
+        if bound is None:
+            return None
+        nats -= float(bound.sum()) + len(states) * codec.log_volume()
+    return nats / (len(asked.index) * math.prod(codec.dims) * math.log(2))
 
 
 def _train(model: str, seed: int, run: Path, folder: Path, terms: Terms, device: str) -> None:

@@ -59,6 +59,7 @@ class Entrant:
         seconds: of training, a teacher's not counted.
         memory: MB of the process at most while it trained; 0 if unknown.
         measures: what ``evaluate`` found.
+        bits: at most so many bits/dim are the held-out data worth to it; None if it cannot say.
         failed: why there are none; "" if there are.
     """
 
@@ -71,6 +72,7 @@ class Entrant:
     seconds: float = 0.0
     memory: float = 0.0
     measures: tuple[Measure, ...] = ()
+    bits: float | None = None
     failed: str = ""
 
     @staticmethod
@@ -131,6 +133,8 @@ class Contest:
         real = {m.name: f"{m.real:.4g}" for m in judged[0].measures} if judged else {}
         rows = [["", *self.terms.models, "real data"]]
         rows += [[name, *(_spread(self.values(m, name)) for m in self.terms.models), real[name]] for name in real]
+        bits = {m: [each.bits for each in self.of(m) if each.bits is not None] for m in self.terms.models}
+        rows.append(["bits/dim, at most", *(_spread(bits[m]) for m in self.terms.models), ""])
         rows += [[what, *map(cell, self.terms.models), ""] for what, cell in self._costs().items()]
         return rows
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.data.codec import Codec
-from sfumato.dist import stream
+from sfumato.dist import Rng, stream
 from sfumato.errors import UserError, nearest
 
 __all__ = ["GenerativeModel", "Learner", "Pushforward", "Spec"]
@@ -154,6 +154,16 @@ class GenerativeModel(nn.Module, ABC):
             x_0: (B, ...) data.
             cond: (B,) labels, if the model takes them.
         """
+
+    def bound(self, x_0: Tensor, cond: Tensor | None = None, rng: Rng = None) -> Tensor | None:
+        """Return a lower bound on log p(x_0) in nats, (B,) float64; None if this model tells none.
+
+        Args:
+            x_0: (B, ...) data, spread over their bins if they have levels.
+            cond: (B,) labels, if the model takes them.
+            rng: for all that is random.
+        """
+        return None
 
     # ── Drawing ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

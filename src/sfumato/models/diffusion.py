@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from sfumato.data.codec import Codec
 from sfumato.defaults import GRID, SAMPLER, STEPS
-from sfumato.denoise import Denoiser, Given
-from sfumato.dist import stream
+from sfumato.denoise import Denoiser, Given, tells_mean
+from sfumato.density import vlb
+from sfumato.dist import Rng, stream
 from sfumato.errors import UserError, choose
 from sfumato.grid import times
 from sfumato.models.base import GenerativeModel, Spec
@@ -25,6 +26,10 @@ from sfumato.schedule import SCHEDULES
 from sfumato.weighting import Likelihood, LogNormal
 
 __all__ = ["Diffusion", "DiffusionSpec", "need_diffusion"]
+
+
+BOUND_CALLS = 32
+"""Network calls for a bound on log p: its error, averaged over examples, is below that of their choice."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,13 @@ class Diffusion(GenerativeModel):
 
     def call(self, x_0: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.denoiser(x_0, 0.5, cond).output
+
+    @torch.no_grad()
+    def bound(self, x_0: Tensor, cond: Tensor | None = None, rng: Rng = None) -> Tensor | None:
+        if not tells_mean(self.denoiser):
+            return None
+        given, sigma_data = Given(self.denoiser, cond), self.denoiser.sigma_data
+        return -vlb(given, x_0, steps=None, calls=BOUND_CALLS, sigma_data=sigma_data, rng=rng).nats.double()
 
     # ── Drawing ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

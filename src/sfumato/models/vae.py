@@ -39,6 +39,7 @@ from sfumato.nn import Decoder, Encoder, Flow
 __all__ = ["VAE", "VAESpec"]
 
 LOG_STD = (-8.0, 3.0)  # between which the encoder's log s stays
+DRAWS = 64  # of a bound
 
 
 @dataclass(frozen=True)
@@ -156,8 +157,8 @@ class VAE(Pushforward):
         return not bool(self.noise_std.isnan())
 
     @torch.no_grad()
-    def log_prob(self, x_0: Tensor, cond: Tensor | None = None, rng: Rng = None, draws: int = 64) -> Tensor:
-        """Return a lower bound on log p(x_0) in nats, tighter with more draws, (B,) float64; equation (4).
+    def bound(self, x_0: Tensor, cond: Tensor | None = None, rng: Rng = None, draws: int = DRAWS) -> Tensor:
+        """Return the bound (4) on log p(x_0) in nats, tighter with more draws, (B,) float64.
 
         Args:
             x_0: (B, ...) data.
@@ -173,12 +174,12 @@ class VAE(Pushforward):
         if draws < 1:
             raise UserError(f"the bound needs at least one draw, got {draws}")
         q, n = self.posterior(x_0, cond), x_0[0].numel()
-        std = float(self.noise_std) * self.sigma_data
+        variance = float(self.noise_std) ** 2
         weights = []
         for _ in range(draws):
             z = q.sample(rng)
-            error = n * self._error(x_0, z, cond).double() / float(self.noise_std) ** 2
-            told = -(error + n * math.log(2 * math.pi * std**2)) / 2
+            error = n * self._error(x_0, z, cond).double() / variance
+            told = -(error + n * math.log(2 * math.pi * variance * self.sigma_data**2)) / 2
             weights.append(told + self.prior.log_prob(z, cond).double() - q.log_prob(z).double())
         return torch.stack(weights).logsumexp(0) - math.log(draws)
 
