@@ -19,7 +19,7 @@ from sfumato.engine.contest import Contest, Entrant, Terms
 from sfumato.engine.evaluate import Measure
 from sfumato.engine.run import Run
 from sfumato.engine.speed import Speed
-from sfumato.errors import UserError
+from sfumato.errors import Diverged
 from sfumato.view.versus import page
 
 WORDS = ["compare", "moons", "--time", "1s", "-n", "60"]
@@ -100,11 +100,10 @@ def test_stopped_between_training_and_judging_it_trains_nothing_again(tmp_path, 
     assert seeds == {("gan", 0), ("gan", 1), ("vae", 0), ("vae", 1)}
 
 
-def test_a_training_that_fails_is_counted_with_its_student_and_the_others_go_on(tmp_path, monkeypatch, capsys):
+def test_a_training_that_diverges_is_counted_with_its_student_and_the_others_go_on(tmp_path, monkeypatch, capsys):
     def begin(asked, real=comparing.begin):
         if asked.model == "diffusion":
-            Path(asked.out).mkdir(parents=True)
-            raise UserError("weights are not finite")
+            raise Diverged("weights are not finite")
         return real(asked)
 
     monkeypatch.setattr(comparing, "begin", begin)
@@ -148,7 +147,7 @@ def test_sizes_that_differ_are_told():
     ("words", "reason"),
     [
         (["moons", "--seeds", "0"], "--seeds must be at least 1"),
-        (["moons", "--models", "gan"], "two or more of diffusion, student, gan, vae"),
+        (["moons", "--models", "gan"], "two or more of diffusion, student, gan, vae, ladder"),
         (["moons", "--models", "gan,gan"], "each once"),
         (["moons", "--models", "gan,vea"], "unknown model 'vea'"),
         (["moons", "--models", "student,gan"], "add diffusion to --models"),

@@ -10,8 +10,8 @@ from sfumato.cli import main
 from sfumato.data import load
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
-from sfumato.models.vae import VAE, VAESpec
-from sfumato.nn import Flow
+from sfumato.models.vae import VAE, Flat, Ladder, LadderSpec, VAESpec
+from sfumato.nn import Down, Flow, Up
 
 SIGMA_DATA, NOISE = 0.5, 0.3
 CODEC = load("moons").codec
@@ -77,7 +77,7 @@ class Decoder(nn.Module):
 def linear():
     """A linear VAE with its true posterior, and the law of its data."""
     w = torch.linalg.qr(torch.randn(4, 2, dtype=torch.float64))[0] * 1.3
-    model = VAE(Posterior(w, NOISE), Decoder(w), Flow(2).double(), CODEC, (), 2, 1.0, SIGMA_DATA)
+    model = VAE(Flat(Posterior(w, NOISE), Decoder(w), Flow(2).double()), CODEC, (), 2, 1.0, SIGMA_DATA)
     covariance = SIGMA_DATA**2 * (w @ w.T + NOISE**2 * torch.eye(4, dtype=torch.float64))
     return model, torch.distributions.MultivariateNormal(torch.zeros(4, dtype=torch.float64), covariance)
 
@@ -109,7 +109,7 @@ def test_more_draws_bound_tighter_where_the_posterior_is_wrong():
     torch.manual_seed(0)
     model, law = linear()
     model.noise_std.fill_(NOISE)
-    model.encoder.log_std = model.encoder.log_std + 0.7
+    model.networks.encoder.log_std = model.networks.encoder.log_std + 0.7
     x, rng = law.sample((500,)), torch.Generator().manual_seed(0)
     bounds = [model.bound(x, None, rng, k).mean().item() for k in (1, 8, 64)]
     assert bounds == sorted(bounds) and bounds[-1] < law.log_prob(x).mean().item() + 0.02
@@ -122,13 +122,87 @@ def test_the_second_stage_does_not_touch_the_first():
     model, x = spec.build(CODEC), torch.randn(8, 2)
 
     def gradients(prior):
-        model.prior = prior
+        model.networks.prior = prior
         model.zero_grad()
         model.loss(x, None, torch.Generator().manual_seed(0)).sum().backward()
-        return [p.grad.clone() for net in (model.encoder, model.decoder) for p in net.parameters()]
+        return [p.grad.clone() for net in (model.networks.encoder, model.networks.decode) for p in net.parameters()]
 
     for a, b in zip(gradients(Flow(2)), gradients(stirred(2)), strict=True):
         assert torch.equal(a, b)
+
+
+# ── The ladder ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+SHAPES = {"points": ((2,), (8, 8, 8)), "pictures": ((1, 9, 11), (4, 8, 8))}
+
+
+def ladder(dims, widths, classes=0, stir=0.3):
+    torch.manual_seed(2)
+    networks = Ladder(Up(dims, widths, 1), Down(dims, 2, widths, 1, classes)).double()
+    for p in networks.parameters():
+        if stir:
+            nn.init.normal_(p, std=stir / math.sqrt(max(1, p[0].numel() if p.ndim > 1 else 1)))
+    return networks
+
+
+@pytest.mark.parametrize(("dims", "widths"), SHAPES.values(), ids=SHAPES)
+def test_a_fresh_ladder_knows_as_much_with_data_as_without(dims, widths):
+    x = torch.randn(4, *dims, dtype=torch.float64)
+    found = ladder(dims, widths, stir=0.0).infer(x, None, torch.Generator().manual_seed(0))
+    assert found.made.shape == x.shape
+    assert torch.equal(found.kl, torch.zeros(4, dtype=torch.float64))
+    torch.testing.assert_close(found.ratio, torch.zeros(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("dims", "widths"), SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("classes", [0, 3])
+def test_drawing_is_inference_by_the_prior(dims, widths, classes):
+    """With m' = 0 and s' = 1 both walk down by the same law, so the same noise makes the same data."""
+    networks = ladder(dims, widths, classes)
+    for rung in networks.down.posterior:
+        nn.init.zeros_(rung.weight)
+        nn.init.zeros_(rung.bias)
+    cond = torch.arange(5) % 3 if classes else None
+    found = networks.infer(torch.randn(5, *dims, dtype=torch.float64), cond, torch.Generator().manual_seed(7))
+    rng = torch.Generator().manual_seed(7)
+    noise = [torch.randn(5, *shape, generator=rng, dtype=torch.float64) for shape in networks.down.shapes]
+    made = networks.generate(torch.cat([each.flatten(1) for each in noise], 1), cond)
+    torch.testing.assert_close(made, found.made)
+
+
+class Blind(nn.Linear):
+    """A layer that hears no labels."""
+
+    def forward(self, x, cond=None):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ladder"])
+@torch.no_grad()
+def test_the_divergence_is_the_mean_of_the_ratio_that_the_bound_weighs(kind):
+    """KL(q || p) = E_q log q/p: at every level for itself, and so for all."""
+    flat = Flat(Blind(2, 6), Blind(3, 2), Flow(3)).double()
+    networks = flat if kind == "flat" else ladder((2,), (8, 8, 8))
+    x = torch.full((60_000, 2), 0.7, dtype=torch.float64)
+    found = networks.infer(x, None, torch.Generator().manual_seed(0))
+    error = 4 * float((found.ratio + found.kl).std()) / math.sqrt(len(x))
+    assert float(found.kl.mean()) > 0.01
+    assert float(-found.ratio.mean()) == pytest.approx(float(found.kl.mean()), abs=error)
+
+
+def test_a_ladder_is_trained_and_drawn_from(tmp_path, capsys):
+    folder = tmp_path / "moons"
+    assert main(["train", "moons", "--model", "ladder", "--classes", "--steps", "60", "--out", str(folder)]) == 0
+    assert main(["sample", str(folder), "-n", "4"]) == 0
+    run = Run.open(folder)
+    assert isinstance(run.config.model, LadderSpec) and len(run.config.model.widths) == 3
+    model, _ = run.load()
+    data = run.dataset()
+    states, labels = data.test.codec.encode(data.test.items[:200]), data.test.labels[:200]
+    bounds = [model.bound(states, labels, torch.Generator().manual_seed(0), k).mean().item() for k in (1, 64)]
+    assert bounds[0] < bounds[1]
+    assert main(["likelihood", str(folder)]) == 2
+    assert "and this is a ladder" in capsys.readouterr().err
 
 
 def test_a_run_is_trained_drawn_from_and_bounds_what_it_has_seen(tmp_path, capsys):

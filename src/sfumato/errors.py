@@ -10,13 +10,17 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import TypeVar
 
-__all__ = ["UserError", "choose", "nearest"]
+__all__ = ["Diverged", "UserError", "choose", "nearest"]
 
 T = TypeVar("T")
 
 
 class UserError(ValueError):
     """A mistake in what was asked for or in the data given, with the way out in its text."""
+
+
+class Diverged(UserError):
+    """A training that went on not being finite, whatever was tried: a fault of the model or its learning rate."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -54,7 +54,7 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
     shape = "x".join(map(str, dims))
     size = choices.take("size", asked.size, "tiny" if little else "small", f"learns {shape} values in minutes on a CPU")
     recipe = choose("model", asked.model, RECIPES)
-    model, optimizer, lr = recipe(dataset, asked, Setting(size, device, points), choices)
+    model, optimizer, lr, usual = recipe(dataset, asked, Setting(size, device, points), choices)
     model.build(dataset.codec)  # refuses what cannot work, before anything is written
     parts = workers * asked.accumulate
     config = Config(
@@ -78,13 +78,13 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
         tensorboard=asked.tensorboard,
         threads=threads,
     )
-    batch, why = (asked.batch, "") if asked.batch else _batch(config, dataset, points)
+    batch, why = (asked.batch, "") if asked.batch else _batch(config, dataset, usual)
     return replace(config, batch=choices.take("batch", asked.batch, batch, why))
 
 
-def _batch(config: Config, dataset: Dataset, points: bool) -> tuple[int, str]:
-    """Return the examples of a step, over all processes, and why."""
-    batch, why = (256, "points are cheap") if points else best_batch(config, dataset)
+def _batch(config: Config, dataset: Dataset, usual: tuple[int, str] | None) -> tuple[int, str]:
+    """Return the examples of a step, over all processes, and why; ``usual`` is what the family takes for one."""
+    batch, why = usual or best_batch(config, dataset)
     if config.parts == 1:
         return batch, why
     each = max(LEAST_PART, -(-batch // config.parts))

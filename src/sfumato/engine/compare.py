@@ -32,7 +32,7 @@ from sfumato.engine.progress import Watch, duration, watch
 from sfumato.engine.run import Run
 from sfumato.engine.speed import Speed, speeds
 from sfumato.engine.track import read_log
-from sfumato.errors import UserError, choose
+from sfumato.errors import Diverged, UserError, choose
 from sfumato.files import write_atomic
 from sfumato.models.base import GenerativeModel
 
@@ -163,7 +163,7 @@ def _begun(folder: Path) -> bool:
 
 
 def _entrant(model: str, seed: int, folder: Path, terms: Terms, device: str, show: Watch) -> Entrant:
-    """Train a run, or go on with it, and judge it; a training that fails is told, not repeated."""
+    """Train a run, or go on with it, and judge it; one that diverges is told, not repeated."""
     run = folder / f"{model}-{seed}"
     show.say(f"{model}, seed {seed}: {run}")
     forget_peak()
@@ -172,9 +172,7 @@ def _entrant(model: str, seed: int, folder: Path, terms: Terms, device: str, sho
             _train(model, seed, run, folder, terms, device)
         elif not _ended(run):
             go_on(str(run))
-    except UserError as error:
-        if not run.exists():  # it was refused before it began
-            raise
+    except Diverged as error:
         return Entrant(model, seed, str(run), failed=str(error))
     return _judged(model, seed, run, terms, device, show)
 

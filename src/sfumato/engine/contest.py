@@ -18,7 +18,7 @@ from sfumato.engine.speed import Speed
 
 __all__ = ["MODELS", "TOLERANCE", "Contest", "Entrant", "Terms"]
 
-MODELS = ("diffusion", "student", "gan", "vae")
+MODELS = ("diffusion", "student", "gan", "vae", "ladder")
 """What may enter: the families, and a student for one call of the diffusion model of the same seed."""
 TOLERANCE = 0.05
 """By which numbers of parameters may differ."""

@@ -17,11 +17,11 @@ from sfumato.errors import UserError, choose
 from sfumato.models.base import Spec
 from sfumato.models.diffusion import DiffusionSpec
 from sfumato.models.gan import GANSpec
-from sfumato.models.vae import VAESpec
+from sfumato.models.vae import LadderSpec, VAESpec
 
 __all__ = ["RECIPES", "Setting"]
 
-Pair = TypeVar("Pair", GANSpec, VAESpec)
+Pair = TypeVar("Pair", GANSpec, VAESpec, LadderSpec)
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,12 @@ NOISE_MEAN = -0.1
 
 FINENESS = 32
 """Steps in which the widths of a GAN or VAE are tried, as parts of those of a diffusion model."""
+CHEAP = (256, "points are cheap")
+"""Batch of points, and why."""
+GAN_BATCH = 32
+"""Pictures a step of a GAN."""
+RUNGS = 3
+"""Levels of a ladder for points; for pictures they are those of the networks."""
 DIFFUSIONS = ("coupling", "schedule", "parameterisation", "weighting", "likelihood", "learn_variance")
 """What may be asked of a diffusion model alone."""
 
@@ -70,11 +76,19 @@ class Setting(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """What a family chooses."""
+    """What a family chooses.
+
+    Attributes:
+        model: its networks, and what they learn by.
+        optimizer: its rule.
+        lr: its learning rate.
+        batch: examples a step and why; None to find out what is fastest.
+    """
 
     model: Spec
     optimizer: Rule
     lr: float
+    batch: tuple[int, str] | None = None
 
 
 def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
@@ -110,7 +124,7 @@ def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices
         sigma_data=_spread(dataset, choices, aim["dequantise"]),
         precision=precision,
     )
-    return Recipe(model, optimizer, lr)
+    return Recipe(model, optimizer, lr, CHEAP if points else None)
 
 
 def gan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
@@ -121,39 +135,62 @@ def gan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> R
     choices.take("precision", None, "fp32", "the penalty is a gradient of a gradient")
     gamma = choices.take("gamma", None, 0.01 if setting.points else 1.0, "weight of the penalties R1 and R2")
     model = GANSpec(
-        widths=(),
-        blocks=0,
+        **_levels(setting),
         latent=min(64, math.prod(dataset.codec.dims)),
         gamma=gamma,
         classes=len(dataset.classes) if asked.classes else 0,
         sigma_data=_spread(dataset, choices, False),
     )
-    return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr)
+    batch = CHEAP if setting.points else (GAN_BATCH, "the players need steps more than examples")
+    return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr, batch)
 
 
 def vae(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
     """Choose for a VAE; arguments as for :func:`diffusion`."""
     _refuse(asked, *DIFFUSIONS, "optimizer", "precision", "shard", model="vae")
-    choices.take("optimizer", None, "adamw", "as judged")
-    lr = choices.take("lr", asked.lr, 1e-3, "as judged")
+    lr = _of_autoencoders(asked, choices)
     latent = choices.take("latent", None, min(32, 2 * math.prod(dataset.codec.dims)), "numbers behind an example")
-    choices.take("sigma", None, "learned", "the noise under which the data are most likely")
     choices.take("prior", None, "flow", "of the latent numbers, as a second stage that learns beside the first")
     model = VAESpec(
-        widths=(),
-        blocks=0,
+        **_levels(setting),
         latent=latent,
         prior=32 if setting.points else 64,
         classes=len(dataset.classes) if asked.classes else 0,
         sigma_data=_spread(dataset, choices, False),
     )
-    return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr)
+    return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr, CHEAP if setting.points else None)
+
+
+def ladder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
+    """Choose for a VAE with latents at every level; arguments as for :func:`diffusion`."""
+    _refuse(asked, *DIFFUSIONS, "optimizer", "precision", "shard", model="ladder")
+    lr = _of_autoencoders(asked, choices)
+    levels = _levels(setting)
+    if setting.points:
+        levels = {"widths": RUNGS * levels["widths"], "blocks": -(-levels["blocks"] // RUNGS)}
+    latent = choices.take("latent", None, math.prod(dataset.codec.dims) if setting.points else 4, "channels a level")
+    model = LadderSpec(
+        **levels,
+        latent=latent,
+        classes=len(dataset.classes) if asked.classes else 0,
+        sigma_data=_spread(dataset, choices, False),
+    )
+    return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr, CHEAP if setting.points else None)
+
+
+def _of_autoencoders(asked: Asked, choices: Choices) -> float:
+    """Choose what both kinds share, and return the learning rate."""
+    choices.take("optimizer", None, "adamw", "the usual one")
+    choices.take("sigma", None, "learned", "the noise under which the data are most likely")
+    lr: float = choices.take("lr", asked.lr, 1e-3, "the usual one of Adam")
+    return lr
 
 
 RECIPES: dict[str, Callable[[Dataset, Asked, Setting, Choices], Recipe]] = {
     "diffusion": diffusion,
     "gan": gan,
     "vae": vae,
+    "ladder": ladder,
 }
 """By family."""
 
@@ -164,13 +201,18 @@ def _as_large(spec: Pair, dataset: Dataset, setting: Setting, choices: Choices) 
     wanted = _parameters(like, dataset)
 
     def scaled(part: int) -> Pair:
-        return replace(spec, widths=tuple(max(4, round(w * part / FINENESS)) for w in like.widths), blocks=like.blocks)
+        return replace(spec, widths=tuple(max(4, round(w * part / FINENESS)) for w in spec.widths))
 
     parts = range(FINENESS // 2, 2 * FINENESS)
     best = min((scaled(part) for part in parts), key=lambda each: abs(_parameters(each, dataset) - wanted))
     count = _parameters(best, dataset)
     choices.take("widths", None, "-".join(map(str, best.widths)), f"{count:,} parameters; of diffusion {wanted:,}")
     return best
+
+
+def _levels(setting: Setting) -> dict[str, Any]:
+    """Return widths and blocks of the networks of a diffusion model."""
+    return {key: value for key, value in _network(setting.size, setting.points).items() if key in ("widths", "blocks")}
 
 
 def _parameters(spec: Spec, dataset: Dataset) -> int:

@@ -19,7 +19,7 @@ from sfumato.engine.preview import preview
 from sfumato.engine.progress import Watch, duration
 from sfumato.engine.track import Track
 from sfumato.engine.trainer import COOL_DOWN, PATIENCE, RETURNS, Trainer
-from sfumato.errors import UserError
+from sfumato.errors import Diverged
 from sfumato.teaching import Method
 
 __all__ = ["Session", "between_previews"]
@@ -71,7 +71,8 @@ class Session:
             False if a signal (Ctrl-C, SIGTERM) asked to stop; the run is saved then.
 
         Raises:
-            UserError: steps go on not being finite, or the disk cannot be written.
+            Diverged: steps go on not being finite.
+            UserError: the disk cannot be written.
         """
         if self.workers.leads:
             run = self.trainer.run
@@ -193,7 +194,7 @@ class Session:
         trainer = self.trainer
         if trainer.returns == RETURNS:
             self._event("stop", cause=cause)
-            raise UserError(
+            raise Diverged(
                 f"{trainer.run.folder}: {cause}, after {RETURNS} returns to a checkpoint, the last at a learning rate "
                 f"of {trainer.config.lr / 2**RETURNS:g}; its last checkpoint is kept: train again with a lower --lr"
             )

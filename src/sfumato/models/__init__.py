@@ -3,9 +3,9 @@
 from sfumato.models.base import Spec
 from sfumato.models.diffusion import DiffusionSpec
 from sfumato.models.gan import GANSpec
-from sfumato.models.vae import VAESpec
+from sfumato.models.vae import LadderSpec, VAESpec
 
 __all__ = ["FAMILIES"]
 
-FAMILIES: dict[str, type[Spec]] = {"diffusion": DiffusionSpec, "gan": GANSpec, "vae": VAESpec}
+FAMILIES: dict[str, type[Spec]] = {"diffusion": DiffusionSpec, "gan": GANSpec, "vae": VAESpec, "ladder": LadderSpec}
 """What can be trained, by name."""

@@ -29,7 +29,7 @@ __all__ = ["Diffusion", "DiffusionSpec", "need_diffusion"]
 
 
 BOUND_CALLS = 32
-"""Network calls for a bound on log p: its error, averaged over examples, is below that of their choice."""
+"""Network calls for a bound on log p of an example."""
 
 
 @dataclass(frozen=True)

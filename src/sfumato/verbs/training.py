@@ -54,7 +54,8 @@ def train(
 
     Args:
         data: as for inspect.
-        model: what learns them: diffusion, or a gan or vae to compare it with.
+        model: what learns them: diffusion, or to compare it with a gan, a vae or a ladder (a vae with latents at
+            every level).
         time: how long, such as 90s, 2m or 1h; the learning rate falls to 0 as it ends.
         steps: how long in steps, instead of a time.
         size: of the network.

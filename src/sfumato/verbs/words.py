@@ -18,7 +18,7 @@ Count = Annotated[int, tyro.conf.arg(aliases=["-n"])]
 """How many."""
 Class = Annotated[str | None, tyro.conf.arg(name="class")]
 """A class, under a name that Python keeps for itself."""
-Family = Literal["diffusion", "gan", "vae"]
+Family = Literal["diffusion", "gan", "vae", "ladder"]
 """A key of ``sfumato.models.FAMILIES``, which is not imported for it."""
 Size = Literal["tiny", "small", "base"]
 """Of a network."""
