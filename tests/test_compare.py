@@ -20,7 +20,7 @@ from sfumato.engine.evaluate import Measure
 from sfumato.engine.run import Run
 from sfumato.engine.speed import Speed
 from sfumato.errors import Diverged
-from sfumato.view.versus import page
+from sfumato.view.versus import _seeds, page
 
 WORDS = ["compare", "moons", "--time", "1s", "-n", "60"]
 
@@ -248,6 +248,13 @@ def test_names_in_the_page_are_text(tmp_path):
     terms = Terms(evil, "1s", 1, ("gan", "vae"))
     contest = Contest(tmp_path, terms, (Entrant("gan", 0, "x", failed=evil),), {}, (evil,))
     assert evil not in page(contest).read_text()
+
+
+def test_more_runs_than_colours_are_drawn_too(tmp_path):
+    names = tuple(f"run{k}" for k in range(9))
+    entrants = tuple(entrant(name, 0, 1.0 + k) for k, name in enumerate(names))
+    contest = Contest(tmp_path, Terms("digits", "", 1, names), entrants, {})
+    assert _seeds(contest).count("<circle") == 9
 
 
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")

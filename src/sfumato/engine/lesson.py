@@ -155,13 +155,13 @@ class Objective(nn.Module):
     def __init__(self, model: GenerativeModel, lesson: Lesson | None) -> None:
         super().__init__()
         self.learner: Any = model.learner
-        self.own, self.lesson = model.paces(), lesson
+        self.lesson = lesson
         self.beside = nn.ModuleDict() if lesson is None else lesson.beside
 
     def paces(self) -> dict[nn.Module, float]:
         """Return what learns now, each with its share of the learning rate."""
         if self.lesson is None:
-            return self.own
+            return {self.learner: 1.0}
         return {self.learner: self.lesson.method.pace} | dict.fromkeys(
             self.lesson.learning, self.lesson.method.pace_beside
         )

@@ -110,10 +110,6 @@ class GenerativeModel(nn.Module, ABC):
     def learner(self) -> nn.Module:
         """The part that is trained, a :class:`Learner`."""
 
-    def paces(self) -> dict[nn.Module, float]:
-        """Return what learns, each with its share of the learning rate."""
-        return {self.learner: 1.0}
-
     def noise(self, t: Tensor) -> Tensor | None:
         """Return the noise at what ``Learner.times`` drew, ln(sigma / (alpha sigma_data)); None if it is none."""
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
 import torch
@@ -47,7 +48,7 @@ def page(contest: Contest) -> Path:
 
 
 def _styles(contest: Contest) -> dict[str, str]:
-    return dict(zip(contest.terms.models, STYLES, strict=False))
+    return dict(zip(contest.terms.models, cycle(STYLES), strict=False))
 
 
 def _summary(contest: Contest) -> str:
@@ -96,7 +97,7 @@ def _seeds(contest: Contest) -> str:
 def _samples(contest: Contest) -> str:
     """Return samples of every model beside each other, and some with the training examples nearest to them."""
     first = {model: contest.of(model)[0] for model in contest.terms.models if contest.of(model)}
-    grids, nearest = [], []
+    grids, beside = [], []
     data: Dataset | None = None
     for model, entrant in first.items():
         run = Run.open(Path(entrant.run))
@@ -106,12 +107,12 @@ def _samples(contest: Contest) -> str:
         grids.append(_picture(trained, items, COLUMNS, model, f"seed {entrant.seed}, its first {SAMPLES} samples"))
         if data.codec.kind == "image":
             pairs = _beside_nearest(trained, items[:NEIGHBOURS], data)
-            nearest.append(_picture(trained, pairs, NEIGHBOURS, model, "above: samples; below: what is nearest"))
+            beside.append(_picture(trained, pairs, NEIGHBOURS, model, "above: samples; below: what is nearest"))
     if not grids:
         return ""
     html = '<h2>Samples</h2>\n<div class="pictures">\n' + "\n".join(grids) + "\n</div>"
-    if nearest:
-        html += '\n<h2>Nearest training examples</h2>\n<div class="pictures">\n' + "\n".join(nearest) + "\n</div>"
+    if beside:
+        html += '\n<h2>Nearest training examples</h2>\n<div class="pictures">\n' + "\n".join(beside) + "\n</div>"
     return html
 
 
