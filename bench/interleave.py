@@ -183,3 +183,18 @@ def write(name: str, result: dict[str, Any]) -> None:
         result["cases"] = read(name).get("cases", {}) | result["cases"]
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def keep(name: str, value: Any, *path: str) -> None:
+    """Write one value into a result, beside those that other processes have written meanwhile.
+
+    Args:
+        name: of the file.
+        value: for JSON.
+        path: keys that lead to it.
+    """
+    told = within = read(name)
+    for key in path[:-1]:
+        within = within.setdefault(key, {})
+    within[path[-1]] = value
+    write(name, told)

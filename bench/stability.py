@@ -2,21 +2,21 @@
 
     python bench/stability.py SET [seconds each] [seeds] [family ...]     adds to results/stability.json
 
-SET is ring8, grid25 or stacked-digits. Every run is what `sfumato train SET --model FAMILY` would do and has as many
-steps as fit into the time, by step times of one interleaved measurement that the JSON keeps; so what is stopped goes
-on, and a disturbed minute costs nobody. Sets of points take one core: several commands may run beside each other.
-Told are modes found, the share of samples that are of a mode, the divergence of their histogram from the true one, and
-for points the sliced Wasserstein distance; see metrics/modes.py. The classifier that says of which mode a stacked
-picture is knows digits, one channel at a time; its accuracy is that on held-out pictures.
+SET is ring8, grid25 or stacked-digits. Every run is what `sfumato train SET --model FAMILY` would do, but that all take
+batches of the same size, and has as many steps as fit into the time, by step times of one interleaved measurement that
+the JSON keeps; so what is stopped goes on, and a disturbed minute costs nobody. Sets of points take one core: several
+commands may run beside each other. Told are modes found, the share of samples that are of a mode, the divergence of
+their histogram from the true one, and for points the sliced Wasserstein distance; see metrics/modes.py. The classifier
+that says of which mode a stacked picture is knows digits, one channel at a time; its accuracy is that on held-out
+pictures.
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from interleave import median, race, read, timers, write
+from interleave import keep, median, race, read, timers
 
 from sfumato.data import load
 from sfumato.data.toys import CENTRES, SPREAD
@@ -46,14 +46,9 @@ class Bench:
     def pixels(self, items):
         return items.reshape(len(items), -1, 64).flatten(0, 1).double().numpy()
 
-    def config(self, family, seed, steps):
-        return configure(
-            self.data, Asked(self.name, model=family, steps=steps, seed=seed, batch=BATCH[self.name]), Choices()
-        )
-
     def trainer(self, family, seed=0, steps=10**6):
-        config = replace(self.config(family, seed, steps), steps=steps)
-        return Trainer(Run.of(Path("nowhere"), config, self.data), self.data)
+        asked = Asked(self.name, model=family, steps=steps, seed=seed, batch=BATCH[self.name])
+        return Trainer(Run.of(Path("nowhere"), configure(self.data, asked, Choices()), self.data), self.data)
 
     def step_times(self):
         """Seconds a step of each family, in turns in one process."""
@@ -62,25 +57,25 @@ class Bench:
         rounds = race(timers(works), dict.fromkeys(works, 1), ROUNDS)
         return {family: round(median(rounds, family) / STEPS, 5) for family in works}
 
+    def classes(self, items):
+        """Which mode each stacked picture is of, by its digits."""
+        return self.known.predict(self.pixels(items)).reshape(-1, 3) @ np.array([100, 10, 1])
+
     def judged(self, items):
         """What samples make of the modes."""
-        if self.points:
-            points, real = items.double().numpy(), self.data.test.items[: len(items)].double().numpy()
-            found = modes_of_points(points, CENTRES[self.name], SPREAD)
-            more = {"sliced wasserstein": round(sliced_wasserstein(points, real), 4)}
-        else:
-            seen = self.known.predict(self.pixels(items)).reshape(-1, 3)
-            found, more = modes_of_labels(seen @ np.array([100, 10, 1]), 1000), {}
-        return {"found": found.found, "on": round(found.on, 4), "kl": round(found.kl, 4)} | more
+        if not self.points:
+            return told(modes_of_labels(self.classes(items), 1000))
+        points, real = items.double().numpy(), self.data.test.items[: len(items)].double().numpy()
+        found = told(modes_of_points(points, CENTRES[self.name], SPREAD))
+        return found | {"sliced wasserstein": round(sliced_wasserstein(points, real), 4)}
 
     def real(self):
         """The same of held-out examples, and how often the classifier is right."""
         items = self.data.test.items[: SAMPLES[self.name]]
         if self.points:
             return self.judged(items)
-        right = self.known.predict(self.pixels(items)).reshape(-1, 3) @ np.array([100, 10, 1])
-        accuracy = float((right == self.data.test.labels[: len(items)].numpy()).mean())
-        return self.judged(items) | {"classifier": round(accuracy, 4)}
+        seen, labels = self.classes(items), self.data.test.labels[: len(items)].numpy()
+        return told(modes_of_labels(seen, 1000)) | {"classifier": round(float((seen == labels).mean()), 4)}
 
     def row(self, family, seed, steps):
         """Train one run, and judge its average; a run whose weights are not finite has failed."""
@@ -92,29 +87,23 @@ class Bench:
         return {"steps": steps} | self.judged(trainer.ema.sample(SAMPLES[self.name], seed=seed))
 
 
-def keep(case, *path, value):
-    """Write one value into the JSON, beside those that other processes have written meanwhile."""
-    told = within = read(FILE)
-    for key in ("cases", case, *path[:-1]):
-        within = within.setdefault(key, {})
-    within[path[-1]] = value
-    write(FILE, told)
+def told(found):
+    return {"found": found.found, "on": round(found.on, 4), "kl": round(found.kl, 4)}
 
 
 def main(name, seconds, seeds, families):
     bench, case = Bench(name), f"{name}, {seconds:g} s"
     with tuned(1 if bench.points else torch.get_num_threads(), "cpu"):
-        told = read(FILE).get("cases", {}).get(case, {})
-        if "step seconds" not in told:
-            keep(case, "step seconds", value=bench.step_times())
-            keep(case, "real", value=bench.real() | {"n": SAMPLES[name]})
-        told = read(FILE)["cases"][case]
+        if "step seconds" not in read(FILE).get("cases", {}).get(case, {}):
+            keep(FILE, bench.step_times(), "cases", case, "step seconds")
+            keep(FILE, bench.real() | {"n": SAMPLES[name]}, "cases", case, "real")
+        known = read(FILE)["cases"][case]
         for seed in range(seeds):
             for family in families:
-                if str(seed) in told.get("rows", {}).get(family, {}):
+                if str(seed) in known.get("rows", {}).get(family, {}):
                     continue
-                row = bench.row(family, seed, round(seconds / told["step seconds"][family]))
-                keep(case, "rows", family, str(seed), value=row)
+                row = bench.row(family, seed, round(seconds / known["step seconds"][family]))
+                keep(FILE, row, "cases", case, "rows", family, str(seed))
                 print(f"{case}, seed {seed}: {family}: {row}", flush=True)
 
 

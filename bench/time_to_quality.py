@@ -26,7 +26,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from interleave import RESULTS, median, race, read, timers, write
+from interleave import RESULTS, keep, median, race, read, timers, write
 from judge import MEASURES, Judge
 from torch import nn
 
@@ -223,15 +223,6 @@ def step_times():
     return {name: round(median(rounds, name) / 4, 5) for name in made}
 
 
-def keep(value, *path):
-    """Write one value into the JSON, beside those that other processes have written meanwhile."""
-    told = within = read(FILE)
-    for key in path[:-1]:
-        within = within.setdefault(key, {})
-    within[path[-1]] = value
-    write(FILE, told)
-
-
 def tried(library, recipe, minutes, told):
     """A recipe with the distance to training pictures that it reaches in some minutes, for every horizon."""
     steps = round(60 * minutes / told["step seconds"][f"{library}, {recipe['batch']}"])
@@ -257,12 +248,12 @@ def search(library, told):
         rows = known.setdefault(f"{minutes:g} min", [])
         for recipe in recipes[len(rows) :]:
             rows.append(tried(library, recipe, minutes, told))
-            keep(rows, "search", library, f"{minutes:g} min")
+            keep(FILE, rows, "search", library, f"{minutes:g} min")
         recipes = [{key: row[key] for key in ("lr", "batch")} for row in sorted(rows, key=reached)[:FINALISTS]]
     best = min(known[finalists], key=reached)
     horizon = min(best["frechet to train"], key=best["frechet to train"].get)
     known["best"] = {"lr": best["lr"], "batch": best["batch"], "horizon": float(horizon)}
-    keep(known["best"], "search", library, "best")
+    keep(FILE, known["best"], "search", library, "best")
 
 
 def seconds_a_step(name, told):
@@ -284,7 +275,7 @@ def fill(name, seed, told):
             one.step(k)
             if k + 1 in due:
                 found = JUDGE.of(JUDGE.rows(one.draw(N, seed))) | {"steps": k + 1}
-                keep(found, "rows", name, str(seed), str(due[k + 1]))
+                keep(FILE, found, "rows", name, str(seed), str(due[k + 1]))
                 print(f"{name}, seed {seed}, {due[k + 1]} min: {found}", flush=True)
 
 

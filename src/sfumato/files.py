@@ -17,7 +17,15 @@ from PIL.PngImagePlugin import PngInfo
 
 from sfumato.errors import UserError
 
-__all__ = ["png_bytes", "sweep", "writable", "write_atomic", "write_png"]
+__all__ = ["exists", "png_bytes", "sweep", "writable", "write_atomic", "write_png"]
+
+
+def exists(path: Path) -> bool:
+    """Return whether a path exists, whatever its text: what cannot be a path does not."""
+    try:
+        return path.exists()
+    except OSError:  # too long for a path
+        return False
 
 
 def write_atomic(path: Path, content: bytes) -> Path:

@@ -76,12 +76,9 @@ def compare(terms: Terms, out: Path | None, device: str) -> Contest:
                 else:
                     known[model, seed] = _entrant(model, seed, folder, terms, device, show)
                 _keep(folder, terms, known, {})
-        entrants = tuple(known[model, seed] for seed in range(terms.seeds) for model in terms.models)
-        contest = Contest(folder, terms, entrants, _speeds(entrants, device), tuple(_notes(entrants, terms)))
+        return _concluded(folder, terms, known, device)
     finally:
         show.close()
-    _keep(folder, terms, known, contest.speeds, contest.notes)
-    return contest
 
 
 def compare_runs(folders: Sequence[Path], n: int | None, out: Path | None, device: str) -> Contest:
@@ -101,17 +98,21 @@ def compare_runs(folders: Sequence[Path], n: int | None, out: Path | None, devic
         _refuse_other_data(runs[0], run)
     folder = RUNS / f"compare-{'-'.join(names)}" if out is None else out
     terms = Terms(runs[0].config.data, "", 1, names, bool(runs[0].data["classes"]), n)
-    if folder.exists() and any(folder.iterdir()) and not (folder / FILE).exists():
-        raise UserError(f"{folder}: exists and is no comparison of ours; choose another --out")
+    _refuse_foreign(folder)
     show = watch("compare")
     try:
         known = {
             (name, 0): _judged(name, 0, run.folder, terms, device, show) for name, run in zip(names, runs, strict=True)
         }
-        entrants = tuple(known.values())
-        contest = Contest(folder, terms, entrants, _speeds(entrants, device), tuple(_notes(entrants, terms)))
+        return _concluded(folder, terms, known, device)
     finally:
         show.close()
+
+
+def _concluded(folder: Path, terms: Terms, known: Known, device: str) -> Contest:
+    """Measure the speeds of those who are judged, and write all down."""
+    entrants = tuple(known[model, seed] for seed in range(terms.seeds) for model in terms.models)
+    contest = Contest(folder, terms, entrants, _speeds(entrants, device), tuple(_notes(entrants, terms)))
     _keep(folder, terms, known, contest.speeds, contest.notes)
     return contest
 
@@ -141,8 +142,8 @@ def _known(folder: Path, terms: Terms) -> Known:
     """Return the entrants that are judged already, under the same terms but for which models and how many seeds."""
     path = folder / FILE
     if not path.exists():
-        if folder.exists() and any(folder.iterdir()) and not _begun(folder):
-            raise UserError(f"{folder}: exists and is no comparison of ours; choose another --out")
+        if not _begun(folder):
+            _refuse_foreign(folder)
         return {}
     try:
         told = json.loads(path.read_text("utf-8"))
@@ -159,7 +160,15 @@ def _known(folder: Path, terms: Terms) -> Known:
 
 def _begun(folder: Path) -> bool:
     """Return whether a folder holds nothing but runs of a contest that was stopped before the first was judged."""
-    return all(path.is_dir() and path.name.rpartition("-")[0] in MODELS for path in folder.iterdir())
+    return folder.is_dir() and all(
+        path.is_dir() and path.name.rpartition("-")[0] in MODELS for path in folder.iterdir()
+    )
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise a UserError if a folder holds anything but a contest."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / FILE).exists():
+        raise UserError(f"{folder}: exists and is no comparison of ours; choose another --out")
 
 
 def _entrant(model: str, seed: int, folder: Path, terms: Terms, device: str, show: Watch) -> Entrant:
@@ -182,7 +191,8 @@ def _judged(model: str, seed: int, run: Path, terms: Terms, device: str, show: W
     judged = evaluate(run, None, terms.n, None, Wish(), device)
     for line in judged.lines():
         show.say(line)
-    trained, notes = Run.open(run).load(device=device)
+    opened = Run.open(run)
+    trained, notes = opened.load(device=device)
     return Entrant(
         model,
         seed,
@@ -193,7 +203,7 @@ def _judged(model: str, seed: int, run: Path, terms: Terms, device: str, show: W
         seconds=float(notes["seconds"]),
         memory=_peak(run),
         measures=judged.measures,
-        bits=_bits(trained.to(device), Run.open(run).dataset()),
+        bits=_bits(trained.to(device), opened.dataset()),
     )
 
 

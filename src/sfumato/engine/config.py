@@ -20,9 +20,8 @@ from sfumato.errors import UserError, nearest
 from sfumato.files import write_atomic
 from sfumato.models import FAMILIES
 from sfumato.models.base import Spec
-from sfumato.models.diffusion import DiffusionSpec
 
-__all__ = ["Config", "Student", "diffusion_of", "read_config", "write_config"]
+__all__ = ["Config", "Student", "config_record", "read_config", "write_config"]
 
 T = TypeVar("T")
 
@@ -108,24 +107,13 @@ class Config:
 
 def write_config(path: Path, config: Config) -> None:
     """Write ``config`` as TOML, atomically."""
+    write_atomic(path, tomli_w.dumps(config_record(config)).encode())
+
+
+def config_record(config: Config) -> dict[str, Any]:
+    """Return all that config.toml says."""
     record = dataclasses.asdict(config)
-    record["model"] = {"family": config.model.family} | record["model"]
-    write_atomic(path, tomli_w.dumps(record).encode())
-
-
-def diffusion_of(config: Config, what: str) -> DiffusionSpec:
-    """Return the model of a config if it is a diffusion model, and refuse any other.
-
-    Args:
-        config: of a run.
-        what: is wanted of it, for the error.
-
-    Raises:
-        UserError: it is of another family.
-    """
-    if not isinstance(config.model, DiffusionSpec):
-        raise UserError(f"{what} needs a diffusion model, and this is a {config.model.family}")
-    return config.model
+    return record | {"model": {"family": config.model.family} | record["model"]}
 
 
 def read_config(path: Path) -> Config:

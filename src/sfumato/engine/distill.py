@@ -8,7 +8,7 @@ from pathlib import Path
 from sfumato.denoise import GIVES
 from sfumato.engine.asked import Choices
 from sfumato.engine.begin import RUNS, train_run
-from sfumato.engine.config import Config, Student, diffusion_of
+from sfumato.engine.config import Config, Student
 from sfumato.engine.distributed import joined
 from sfumato.engine.machine import device_of
 from sfumato.engine.optimizer import Rule
@@ -16,7 +16,7 @@ from sfumato.engine.progress import Watch, watch
 from sfumato.engine.run import Run
 from sfumato.engine.sequel import Sequel, Usual, create
 from sfumato.errors import UserError, choose
-from sfumato.models.diffusion import DiffusionSpec
+from sfumato.models.diffusion import DiffusionSpec, need_diffusion
 from sfumato.schedule import SCHEDULES
 from sfumato.teaching import METHODS, Method
 
@@ -58,7 +58,7 @@ def distill(folder: Path, wanted: Wanted, out: Path | None) -> Path:
 
 def _refuse(run: Run) -> None:
     """Raise a UserError if a run cannot teach."""
-    model = diffusion_of(run.config, f"{run.folder}: distilling")
+    model = need_diffusion(run.config.model, f"{run.folder}: distilling")
     if model.gives != "mean":
         teacher = run.config.student.teacher
         raise UserError(f"{run.folder}: is a student of '{teacher}' itself; distil its teacher")
@@ -73,7 +73,7 @@ def _prepare(run: Run, student: Path, wanted: Wanted, show: Watch) -> None:
     dataset, choices = run.dataset(), Choices()
     method = choices.take("method", wanted.method, "matching", "the best found after minutes, for one call and for two")
     config = config_of(run.config, method, wanted, choices)
-    gives = GIVES[diffusion_of(config, "a student").gives]
+    gives = GIVES[need_diffusion(config.model, "a student").gives]
     show.say(f"{run.folder} teaches {student}: {gives}, from {wanted.calls} calls on")
     for line in choices.lines:
         show.say(line)
@@ -89,7 +89,7 @@ def config_of(teacher: Config, method: str, wanted: Wanted, choices: Choices) ->
         wanted: what was asked for.
         choices: collects what is chosen.
     """
-    way, model = METHODS[method](wanted.calls), diffusion_of(teacher, "distilling")
+    way, model = METHODS[method](wanted.calls), need_diffusion(teacher.model, "distilling")
     rule: Rule = "adamw" if model.network == "mlp" else "muon"
     return replace(
         wanted.config(teacher, USUAL, choices),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sfumato.data import Dataset
 from sfumato.engine.checkpoint import read_weights
-from sfumato.engine.config import Student, diffusion_of
+from sfumato.engine.config import Student
 from sfumato.engine.distributed import whole
 from sfumato.engine.run import Run, restore
 from sfumato.errors import choose
@@ -49,7 +49,7 @@ class Lesson:
         weights = read_weights(run.teacher, run.config.student.weights)
         self.teacher = need_diffusion(run.build(device, gives="mean"), "teaching")
         restore(self.teacher, weights, "", run.teacher)
-        last = first.finish(diffusion_of(run.config, "teaching").stops)
+        last = first.finish(need_diffusion(run.config.model, "teaching").stops)
         methods = (first,) if last is None else (first, last)
         self.methods = {method: method.beside(self.teacher.denoiser) for method in methods}
         self.beside = nn.ModuleDict({k: v for own in self.methods.values() for k, v in own.items()}).to(device)

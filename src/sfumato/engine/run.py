@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sfumato import __version__
-from sfumato.data import Dataset, codec_from
+from sfumato.data import NAMES, Dataset, codec_from
 from sfumato.data import load as load_data
 from sfumato.engine import checkpoint
 from sfumato.engine.average import reconstructed
@@ -24,12 +24,12 @@ from sfumato.engine.distributed import assign
 from sfumato.engine.machine import device_of, has_bf16
 from sfumato.engine.shipped import names, unpacked
 from sfumato.errors import UserError
-from sfumato.files import write_atomic
+from sfumato.files import exists, write_atomic
 from sfumato.models.base import GenerativeModel
 from sfumato.models.diffusion import Diffusion
 from sfumato.sampler import Tuned
 
-__all__ = ["Run", "latest", "restore"]
+__all__ = ["Run", "is_run", "latest", "restore"]
 
 
 @dataclass(frozen=True)
@@ -214,6 +214,11 @@ class Run:
             return {int(steps): Tuned.from_dict(record) for steps, record in told["tuned"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
             raise UserError(f"{path}: damaged ({error}); remove it, and tune again") from error
+
+
+def is_run(source: str) -> bool:
+    """Return whether a word of the user's is the folder of a run, and not data by their name."""
+    return source not in NAMES and exists(Path(source) / "config.toml")
 
 
 def restore(model: nn.Module, tensors: dict[str, Any], prefix: str, where: Path) -> None:

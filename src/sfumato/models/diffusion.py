@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -256,16 +256,20 @@ class Diffusion(GenerativeModel):
         return self.tuned[steps]
 
 
-def need_diffusion(model: GenerativeModel, what: str) -> Diffusion:
-    """Return a model if it is a diffusion model, and refuse any other.
+@overload
+def need_diffusion(found: GenerativeModel, what: str) -> Diffusion: ...
+@overload
+def need_diffusion(found: Spec, what: str) -> DiffusionSpec: ...
+def need_diffusion(found: GenerativeModel | Spec, what: str) -> Diffusion | DiffusionSpec:
+    """Return a model, or what a config says of one, if it is a diffusion model, and refuse any other.
 
     Args:
-        model: that is asked.
-        what: is computed from it, for the error.
+        found: that is asked.
+        what: is wanted of it, for the error.
 
     Raises:
         UserError: it is of another family.
     """
-    if not isinstance(model, Diffusion):
-        raise UserError(f"{what} needs a diffusion model, and this is a {model.family}")
-    return model
+    if not isinstance(found, Diffusion | DiffusionSpec):
+        raise UserError(f"{what} needs a diffusion model, and this is a {found.family}")
+    return found

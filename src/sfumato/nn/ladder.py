@@ -15,47 +15,14 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.nn.layers import started
-from sfumato.nn.vectors import GAIN, active, coarsest, layer, level
+from sfumato.nn.vectors import GAIN, active, coarsest, cropped, doubled, everywhere, layer, level
 
-__all__ = ["Down", "Up"]
+__all__ = ["Down"]
 
 Law = tuple[Tensor, Tensor]
 """Mean and log standard deviation."""
-
-
-class Up(nn.Module):
-    """From data (B, *dims) to what is found in them at every level.
-
-    Args:
-        dims: (channels, height, width) of pictures, or (dim,) of points.
-        widths: hidden channels of each level, the finest first.
-        blocks: residual blocks of each level.
-    """
-
-    def __init__(self, dims: Sequence[int], widths: Sequence[int], blocks: int) -> None:
-        super().__init__()
-        self.sides, self.factor = coarsest(dims, widths), 2 ** (len(widths) - 1)
-        self.inlet = layer(dims, dims[0], widths[0])
-        self.levels = nn.ModuleList(level(dims, width, blocks, len(widths)) for width in widths)
-        self.widen = nn.ModuleList(pointwise(dims, a, b) for a, b in pairwise(widths))
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Data (B, *dims) of unit variance to (B, width, ...) for each level, the finest first."""
-        if self.sides:
-            height, width = (side * self.factor for side in self.sides)
-            x = F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
-            x = x.contiguous(memory_format=torch.channels_last)
-        h, found = self.inlet(x), []
-        for k, blocks in enumerate(self.levels):
-            if k:
-                h = self.widen[k - 1](F.avg_pool2d(h, 2) if self.sides else h)
-            h = blocks(h)
-            found.append(h)
-        return found
 
 
 class Down(nn.Module):
@@ -71,16 +38,16 @@ class Down(nn.Module):
 
     def __init__(self, dims: Sequence[int], latent: int, widths: Sequence[int], blocks: int, classes: int = 0) -> None:
         super().__init__()
-        self.dims, self.latent = tuple(dims), latent
+        self.dims = tuple(dims)
         sides, down = coarsest(dims, widths), list(reversed(widths))
         self.shapes = [(latent, *(side * 2**k for side in sides)) for k in range(len(widths))]
         self.start = nn.Parameter(torch.zeros(down[0], *sides))
         self.label = nn.Embedding(classes, down[0]) if classes else None
-        self.prior = nn.ModuleList(pointwise(dims, width, 2 * latent, 0.0) for width in down)
-        self.posterior = nn.ModuleList(pointwise(dims, 2 * width, 2 * latent, 0.0) for width in down)
-        self.take = nn.ModuleList(pointwise(dims, latent, width) for width in down)
+        self.prior = nn.ModuleList(layer(dims, width, 2 * latent, 0.0, side=1) for width in down)
+        self.posterior = nn.ModuleList(layer(dims, 2 * width, 2 * latent, 0.0, side=1) for width in down)
+        self.take = nn.ModuleList(layer(dims, latent, width, side=1) for width in down)
         self.levels = nn.ModuleList(level(dims, width, blocks, len(widths)) for width in down)
-        self.narrow = nn.ModuleList(pointwise(dims, a, b) for a, b in pairwise(down))
+        self.narrow = nn.ModuleList(layer(dims, a, b, side=1) for a, b in pairwise(down))
         self.outlet = layer(dims, widths[0], dims[0], GAIN)
 
     def forward(self, n: int, cond: Tensor | None, draw: Callable[[int, Tensor, Law], Tensor]) -> Tensor:
@@ -98,17 +65,13 @@ class Down(nn.Module):
             raise ValueError("cond is missing, or was given to a network that was built with classes=0")
         h = self.start.expand(n, *self.start.shape)
         if self.label is not None:
-            label = self.label(cond)
-            h = h + label.view(*label.shape, *(1 for _ in self.dims[1:]))
+            h = h + everywhere(self.label(cond), self.dims[1:])
         for k, blocks in enumerate(self.levels):
             if k:
-                if len(self.dims) > 1:
-                    h = F.interpolate(h, scale_factor=2.0, mode="bilinear", align_corners=False)
-                h = self.narrow[k - 1](h)
+                h = self.narrow[k - 1](doubled(h))
             mean, log_std = self.prior[k](active(h)).chunk(2, 1)
             h = blocks(h + self.take[k](draw(k, h, (mean, log_std))))
-        out: Tensor = self.outlet(active(h))
-        return out[:, :, : self.dims[1], : self.dims[2]].contiguous() if len(self.dims) > 1 else out
+        return cropped(self.outlet(active(h)), self.dims)
 
     def relative(self, k: int, h: Tensor, found: Tensor) -> Law:
         """Return m' and log s' of (1), (B, latent, ...) each.
@@ -120,10 +83,3 @@ class Down(nn.Module):
         """
         mean, log_std = self.posterior[k](active(torch.cat([h, found], 1))).chunk(2, 1)
         return mean, log_std
-
-
-def pointwise(dims: Sequence[int], before: int, after: int, gain: float = 1.0) -> nn.Module:
-    """Return a layer that treats every place alone; arguments as for ``layer``."""
-    if len(dims) == 1:
-        return started(nn.Linear(before, after), gain)
-    return started(nn.Conv2d(before, after, 1), gain)

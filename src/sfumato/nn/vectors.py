@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sfumato.nn.layers import started
 
-__all__ = ["Decoder", "Encoder"]
+__all__ = ["Decoder", "Encoder", "Up"]
 
 SLOPE = 0.2
 FEWER = 4  # times fewer channels where pictures become vectors
@@ -48,7 +48,7 @@ class Decoder(nn.Module):
         self.inlet = started(nn.Linear(latent * (2 if classes else 1), flat(widths, self.sides)))
         self.spread = started(nn.Conv2d(widths[-1] // FEWER, widths[-1], 1)) if self.sides else None
         self.levels = nn.ModuleList(level(dims, width, blocks, len(widths)) for width in reversed(widths))
-        self.narrow = nn.ModuleList(started(nn.Conv2d(a, b, 1)) for a, b in pairwise(reversed(widths)))
+        self.narrow = nn.ModuleList(layer(dims, a, b, side=1) for a, b in pairwise(reversed(widths)))
         self.outlet = layer(dims, widths[0], dims[0], GAIN)
 
     def forward(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -66,10 +66,45 @@ class Decoder(nn.Module):
             h = self.spread(h.view(len(h), -1, *self.sides).contiguous(memory_format=torch.channels_last))
         for k, blocks in enumerate(self.levels):
             if k:
-                h = self.narrow[k - 1](F.interpolate(h, scale_factor=2.0, mode="bilinear", align_corners=False))
+                h = self.narrow[k - 1](doubled(h))
             h = blocks(h)
-        out: Tensor = self.outlet(active(h))
-        return out[:, :, : self.dims[1], : self.dims[2]].contiguous() if self.sides else out
+        return cropped(self.outlet(active(h)), self.dims)
+
+
+class Up(nn.Module):
+    """From data (B, *dims) to what is found in them at every level.
+
+    Args:
+        dims: (channels, height, width) of pictures, or (dim,) of points.
+        widths: hidden channels of each level, the finest first.
+        blocks: residual blocks of each level.
+    """
+
+    def __init__(self, dims: Sequence[int], widths: Sequence[int], blocks: int) -> None:
+        super().__init__()
+        self.sides, self.factor = coarsest(dims, widths), 2 ** (len(widths) - 1)
+        self.inlet = layer(dims, dims[0], widths[0])
+        self.levels = nn.ModuleList(level(dims, width, blocks, len(widths)) for width in widths)
+        self.widen = nn.ModuleList(layer(dims, a, b, side=1) for a, b in pairwise(widths))
+
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> list[Tensor]:
+        """Data (B, *dims) of unit variance to (B, width, ...) for each level, the finest first.
+
+        ``shift`` (B, width) is added to the first features, at every place.
+        """
+        if self.sides:
+            height, width = (side * self.factor for side in self.sides)
+            x = F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
+            x = x.contiguous(memory_format=torch.channels_last)
+        h, found = self.inlet(x), []
+        if shift is not None:
+            h = h + everywhere(shift, self.sides)
+        for k, blocks in enumerate(self.levels):
+            if k:
+                h = self.widen[k - 1](F.avg_pool2d(h, 2) if self.sides else h)
+            h = blocks(h)
+            found.append(h)
+        return found
 
 
 class Encoder(nn.Module):
@@ -88,13 +123,12 @@ class Encoder(nn.Module):
 
     def __init__(self, dims: Sequence[int], out: int, widths: Sequence[int], blocks: int, classes: int = 0) -> None:
         super().__init__()
-        self.dims, self.sides = tuple(dims), coarsest(dims, widths)
-        self.inlet = layer(dims, dims[0], widths[0])
-        self.levels = nn.ModuleList(level(dims, width, blocks, len(widths)) for width in widths)
-        self.widen = nn.ModuleList(started(nn.Conv2d(a, b, 1)) for a, b in pairwise(widths))
+        self.sides = coarsest(dims, widths)
+        self.up = Up(dims, widths, blocks)
         self.squeeze = started(nn.Conv2d(widths[-1], widths[-1] // FEWER, 1), GAIN) if self.sides else None
         self.join = started(nn.Linear(flat(widths, self.sides), widths[-1]), GAIN)
-        self.label = nn.Embedding(classes, widths[0] + widths[-1]) if classes else None
+        self.parts = [widths[0], widths[-1]]
+        self.label = nn.Embedding(classes, sum(self.parts)) if classes else None
         self.outlet = started(nn.Linear(widths[-1], out), GAIN)
 
     def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -103,21 +137,12 @@ class Encoder(nn.Module):
         Raises:
             ValueError: labels are missing where the network has them, or given where it has none.
         """
-        if self.sides:
-            factor = 2 ** (len(self.levels) - 1)
-            height, width = (side * factor for side in self.sides)
-            x = F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
-            x = x.contiguous(memory_format=torch.channels_last)
-        h, scale = self.inlet(x), None
+        shift = scale = None
         if self.label is not None:
-            shift, scale = self.label(_given(cond)).split([h.shape[1], self.outlet.in_features], 1)
-            h = h + shift.view(*shift.shape, *(1 for _ in self.sides))
+            shift, scale = torch.split(self.label(_given(cond)), self.parts, 1)
         elif cond is not None:
             raise ValueError("cond was given, but this network was built with classes=0")
-        for k, blocks in enumerate(self.levels):
-            if k:
-                h = self.widen[k - 1](F.avg_pool2d(h, 2))
-            h = blocks(h)
+        h = self.up(x, shift)[-1]
         h = active(h) if self.squeeze is None else active(self.squeeze(active(h)))
         h = active(self.join(h.flatten(1)))
         out: Tensor = self.outlet(h if scale is None else h * (1 + scale))
@@ -152,18 +177,36 @@ def level(dims: Sequence[int], width: int, blocks: int, levels: int) -> nn.Seque
     )
 
 
-def layer(dims: Sequence[int], before: int, after: int, gain: float = 1.0) -> nn.Module:
-    """Return a 3x3 convolution for pictures, or a matrix for points.
+def layer(dims: Sequence[int], before: int, after: int, gain: float = 1.0, side: int = 3) -> nn.Module:
+    """Return a convolution for pictures, or a matrix for points.
 
     Args:
         dims: of the data.
         before: channels of the input.
         after: channels of the output.
         gain: of its first weights.
+        side: of its kernel, odd.
     """
     if len(dims) == 1:
         return started(nn.Linear(before, after), gain)
-    return started(nn.Conv2d(before, after, 3, padding=1), gain)
+    return started(nn.Conv2d(before, after, side, padding=side // 2), gain)
+
+
+def everywhere(vectors: Tensor, sides: Sequence[int]) -> Tensor:
+    """Return vectors (B, width) as what can be added at every place of a picture."""
+    return vectors.view(*vectors.shape, *(1 for _ in sides))
+
+
+def doubled(h: Tensor) -> Tensor:
+    """Return pictures (B, width, H, W) in twice their size; points (B, width) as they are."""
+    if h.ndim == 2:
+        return h
+    return F.interpolate(h, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+
+def cropped(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """Return pictures without what the levels could not halve evenly; points as they are."""
+    return x[:, :, : dims[1], : dims[2]].contiguous() if len(dims) > 1 else x
 
 
 def coarsest(dims: Sequence[int], widths: Sequence[int]) -> tuple[int, ...]:

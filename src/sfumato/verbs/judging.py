@@ -114,10 +114,11 @@ def compare(
     from sfumato.engine.compare import compare, compare_runs
     from sfumato.engine.contest import Terms
     from sfumato.engine.machine import device_of
+    from sfumato.engine.run import is_run
     from sfumato.view.versus import page
 
     folder, where = None if out is None else Path(out), device_of(device)[0]
-    if others or (Path(source) / "config.toml").exists():
+    if others or is_run(source):
         contest = compare_runs([Path(run) for run in (source, *others)], n, folder, where)
     else:
         contest = compare(Terms(source, time, seeds, tuple(models.split(",")), classes, n), folder, where)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Axis", "Line", "Mark", "chart", "short"]
+__all__ = ["Axis", "Line", "Mark", "chart", "fitting", "short"]
 
 Floats = NDArray[np.float64]
 
@@ -89,7 +89,7 @@ def chart(lines: Sequence[Line], marks: Sequence[Mark], label: str, zero: bool =
     x = Axis(min(part.x[0] for part, _ in cells), max(part.x[-1] for part, _ in cells), LEFT, WIDTH - RIGHT, False)
     low = 0.0 if zero else min(float((p.low if line.look == "both" else p.mean).min()) for p, line in cells)
     high = max(float((p.high if line.look == "both" else p.mean).max()) for p, line in cells)
-    y = Axis(low, high, HEIGHT - BOTTOM, TOP, low > 0 and high / low > WIDE)
+    y = fitting(low, high, HEIGHT - BOTTOM, TOP)
     parts = [_frame(x, y), *_marks(x, marks)]
     parts += [
         f'<path class="raw {line.style}" d="{_range(part, x, y)}"/>' for part, line in cells if line.look == "both"
@@ -142,6 +142,11 @@ class Axis:
         size = 10 ** math.floor(math.log10(rough))
         step = size * next(k for k in (1, 2, 5, 10) if k * size >= rough * 0.999)
         return [k * step for k in range(math.ceil(self._low / step), math.floor(self._high / step) + 1)]
+
+
+def fitting(low: float, high: float, start: float, end: float) -> Axis:
+    """Return the scale that shows a range best: logarithmic if it is wide; arguments as for ``Axis``."""
+    return Axis(low, high, start, end, low > 0 and high / low > WIDE)
 
 
 def _cells(line: Line) -> _Cells:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sfumato.view.chart import Axis, short
+from sfumato.view.chart import Axis, fitting, short
 
 __all__ = ["Point", "rows_of_dots", "scatter"]
 
@@ -15,7 +15,6 @@ LEFT, RIGHT, TOP, BOTTOM = 84, 14, 10, 28  # margins
 ROW, EDGE = 26, 8  # height of a row of dots, and room beside the outermost
 NAMES = 18  # height of the line that names x
 LEAST, MOST = 3.5, 16.0  # radii of points whose area tells something
-WIDE = 4.0  # a range of this ratio is drawn on a logarithmic scale
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,7 @@ def rows_of_dots(rows: Mapping[str, Sequence[float]], styles: Mapping[str, str],
     if not values:
         return ""
     every = values + [real] * math.isfinite(real)
-    x = Axis(
-        min(every), max(every), LEFT + EDGE, WIDTH - RIGHT - EDGE, min(every) > 0 and max(every) / min(every) > WIDE
-    )
+    x = fitting(min(every), max(every), LEFT + EDGE, WIDTH - RIGHT - EDGE)
     height = TOP + ROW * len(rows) + BOTTOM
     parts = _ticks(x, height)
     if math.isfinite(real):
@@ -83,7 +80,7 @@ def scatter(points: Mapping[str, Sequence[Point]], label: str, across: str, up: 
         return ""
     xs, ys = [p.x for p in every], [p.y for p in every]
     x = Axis(min(xs), max(xs), LEFT + MOST, WIDTH - RIGHT - 3 * MOST, False)
-    y = Axis(min(ys), max(ys), HEIGHT - NAMES - BOTTOM - MOST, TOP + 2 * MOST, min(ys) > 0 and max(ys) / min(ys) > WIDE)
+    y = fitting(min(ys), max(ys), HEIGHT - NAMES - BOTTOM - MOST, TOP + 2 * MOST)
     largest = max(point.size for point in every)
     parts = _ticks(x, HEIGHT - NAMES)
     for tick in y.ticks():

@@ -6,7 +6,6 @@ training too. What cannot be read is left out with a note.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from sfumato import __version__
 from sfumato.data import codec_from
 from sfumato.engine.checkpoint import checkpoints
+from sfumato.engine.config import config_record
 from sfumato.engine.progress import duration
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
@@ -184,8 +184,8 @@ def _status(told: History) -> str:
 
 def _choices(run: Run) -> str:
     """Return all that config.toml says."""
-    record = dataclasses.asdict(run.config)
-    spec = {"family": run.config.model.family} | record.pop("model")
+    record = config_record(run.config)
+    spec = record.pop("model")
     return (
         f'<h2>Choices</h2>\n<div class="choices">\n{_details("The run", record)}\n{_details("The model", spec)}\n</div>'
     )

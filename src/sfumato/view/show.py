@@ -26,9 +26,9 @@ from sfumato.data import load as load_data
 from sfumato.data.picture import Pixels
 from sfumato.denoise import tells_mean
 from sfumato.engine.generate import Wish
-from sfumato.engine.run import Run
+from sfumato.engine.run import Run, is_run
 from sfumato.errors import UserError, choose, nearest
-from sfumato.files import write_png
+from sfumato.files import exists, write_png
 from sfumato.sampler import sampler
 from sfumato.schedule import SCHEDULES
 from sfumato.view import plane, plots
@@ -62,11 +62,11 @@ def show(source: str, wish: Wish, gif: bool, schedule: str, out: str | None) -> 
     """
     if wish.method not in (None, "tuned"):
         sampler(str(wish.method))
-    if _is_run(source):
+    if is_run(source):
         run = Run.open(Path(source))
         subject, folder = of_run(run, wish), run.folder / "show"
     else:
-        if source not in NAMES and not _found(Path(source)):
+        if source not in NAMES and not exists(Path(source)):
             raise UserError(f"no run, data set or path '{source}'{nearest(source, NAMES)}")
         choose("schedule", schedule, SCHEDULES)
         subject = of_data(load_data(source), schedule, wish)
@@ -85,17 +85,6 @@ def show(source: str, wish: Wish, gif: bool, schedule: str, out: str | None) -> 
         else:
             written.append(write_png(folder / name, picture, recipe))
     return written
-
-
-def _is_run(source: str) -> bool:
-    return source not in NAMES and _found(Path(source) / "config.toml")
-
-
-def _found(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # too long for a path
-        return False
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -19,7 +19,6 @@ from sfumato.data.picture import Pixels, cloud
 from sfumato.defaults import GRID, SAMPLER, STEPS
 from sfumato.denoise import Given, tells_mean
 from sfumato.dist import stream
-from sfumato.engine.config import diffusion_of
 from sfumato.engine.generate import Way, Wish
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
@@ -207,7 +206,7 @@ def of_run(run: Run, wish: Wish) -> Subject:
         dataset = None
     if dataset is not None and dataset.fingerprint != run.data["fingerprint"]:
         dataset = None  # no longer what it was: as good as gone
-    schedule = diffusion_of(run.config, "showing").schedule
+    schedule = need_diffusion(run.config.model, "showing").schedule
     start = "samples" if dataset is None else "data"
     recipe = run.recipe(model, notes) | {"schedule": schedule, "start": start}
     return Subject(run.folder.name, model.codec, schedule, wish.way(model), dataset, model, recipe)
