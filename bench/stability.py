@@ -70,10 +70,10 @@ class Bench:
         return found | {"sliced wasserstein": round(sliced_wasserstein(points, real), 4)}
 
     def real(self):
-        """The same of held-out examples, and how often the classifier is right."""
-        items = self.data.test.items[: SAMPLES[self.name]]
+        """The same of training points; of held-out stacks, with how often the classifier is right."""
         if self.points:
-            return self.judged(items)
+            return self.judged(self.data.items[: SAMPLES[self.name]])
+        items = self.data.test.items[: SAMPLES[self.name]]
         seen, labels = self.classes(items), self.data.test.labels[: len(items)].numpy()
         return told(modes_of_labels(seen, 1000)) | {"classifier": round(float((seen == labels).mean()), 4)}
 

@@ -176,6 +176,9 @@ def test_other_terms_foreign_folders_and_damaged_records_are_refused(held, tmp_p
     (tmp_path / "letters" / "one.txt").write_text("dear")
     assert main([*WORDS, "--out", str(tmp_path / "letters")]) == 2
     assert "no comparison of ours" in capsys.readouterr().err
+    for words in (WORDS, ["compare", str(held / "gan-0"), str(held / "vae-0")]):
+        assert main([*words, "--out", str(tmp_path / "letters" / "one.txt")]) == 2
+        assert "no comparison of ours" in capsys.readouterr().err
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "compare.json").write_text("{")
     assert main([*WORDS, "--out", str(tmp_path / "c")]) == 2

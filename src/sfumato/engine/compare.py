@@ -166,8 +166,8 @@ def _begun(folder: Path) -> bool:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Raise a UserError if a folder holds anything but a contest."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / FILE).exists():
+    """Raise a UserError if a path is no folder, or holds anything but a contest."""
+    if folder.exists() and not (folder / FILE).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists and is no comparison of ours; choose another --out")
 
 
