@@ -13,7 +13,7 @@ from commands import fails
 from pictures import png
 from sfumato.data import load
 from sfumato.engine import reference as module
-from sfumato.engine.evaluate import Real, compare
+from sfumato.engine.evaluate import Real, compare, from_centre
 from sfumato.engine.reference import reference
 from sfumato.metrics.features import features_of
 
@@ -29,8 +29,8 @@ def test_a_report_says_all_that_it_takes_to_read_it(run):
     found = sfumato.evaluate(run, n=100, steps=3)
     names = [measure.name.split("[")[0] for measure in found.measures]
     assert names == [
-        "recognised as asked", "frechet", "kernel", "precision", "recall", "density", "coverage",
-        "median distance to nearest train", "near copies",
+        "recognised as asked", "spread within a class", "frechet", "kernel", "precision", "recall", "density",
+        "coverage", "median distance to nearest train", "near copies",
     ]  # fmt: skip
     assert (found.n, found.seed, found.steps, found.sampler, found.grid) == (100, 0, 3, "unipc2", "logsnr")
     for measure in found.measures:
@@ -50,6 +50,13 @@ def test_real_data_are_at_their_floor():
     assert found["recall"].value == found["precision"].value == 1
     assert found["near copies"].value < 0.05
     assert found["recognised as asked"].value == found["recognised as asked"].real
+    assert found["spread within a class"].value == pytest.approx(found["spread within a class"].real, rel=0.1)
+    assert found["spread within a class"].trivial > 1.2 * found["spread within a class"].real
+
+
+def test_the_spread_within_a_class_is_the_distance_from_its_mean():
+    rows = np.array([[0.0, 0.0], [2.0, 0.0], [10.0, 4.0], [10.0, 10.0], [7.0, 7.0]], np.float32)
+    assert from_centre(rows, np.array([0, 0, 3, 3, 5])).tolist() == [1, 1, 3, 3, 0]
 
 
 def test_other_data_to_compare_with(run, tmp_path):

@@ -10,13 +10,14 @@ from torch import nn
 from sfumato.cli import main
 from sfumato.data import load
 from sfumato.data.points import Points
+from sfumato.dist import randn_like
 from sfumato.engine.asked import Asked, Choices
 from sfumato.engine.choices import configure
 from sfumato.engine.config import read_config
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
 from sfumato.models.gan import GAMES, GAN, GANSpec
-from sfumato.nn import Decoder, Encoder
+from sfumato.nn import Critic, Decoder, Encoder, Generator
 
 SHAPES = {"points": ((2,), (16,)), "pictures": ((1, 9, 11), (4, 8)), "colour": ((3, 8, 8), (4, 8, 8))}
 
@@ -100,6 +101,38 @@ def test_fresh_networks_keep_unit_scale():
         assert 0.1 < Encoder(dims, 16, widths, 2)(torch.randn(64, *dims)).std().item() < 3
 
 
+@pytest.mark.parametrize("dims", [(1, 8, 8), (3, 9, 11)])
+@pytest.mark.parametrize("classes", [0, 3])
+def test_the_networks_of_dcgan_fit_pictures_of_any_size(dims, classes):
+    cond = torch.arange(4) % 3 if classes else None
+    made = Generator(dims, 5, (4, 8), classes)(torch.randn(4, 5), cond)
+    assert made.shape == (4, *dims) and made.abs().max() <= 1
+    assert Critic(dims, (4, 8), classes)(made, cond).shape == (4, 1)
+    for network in (Generator(dims, 5, (4, 8), classes), Critic(dims, (4, 8), classes)):
+        with pytest.raises(ValueError, match="cond"):
+            network(torch.randn(2, 5) if isinstance(network, Generator) else made[:2], None if classes else cond_of(2))
+
+
+def cond_of(n):
+    return torch.zeros(n, dtype=torch.long)
+
+
+def test_players_who_hear_a_batch_as_one_get_the_gradient_of_the_whole_batch():
+    torch.manual_seed(0)
+    model = GANSpec((4, 8), 1, 5, network="dcgan", game="non-saturating", gamma=0.0, sigma_data=1.0).build(
+        load("digits").codec
+    )
+    model, x_0 = model.double(), torch.randn(6, 1, 8, 8).double()
+    model.loss(x_0, None, torch.Generator().manual_seed(3)).sum().backward()
+    z = randn_like(x_0.new_empty(6, 5), torch.Generator().manual_seed(3))
+    own, other = list(model.generator.parameters()), list(model.critic.parameters())
+    made = model.generator(z)
+    expected = torch.autograd.grad(F.softplus(-model.critic(made)).sum(), own, retain_graph=True)
+    against = F.softplus(-model.critic(x_0)).sum() + F.softplus(model.critic(made.detach())).sum()
+    torch.testing.assert_close([p.grad for p in own], list(expected))
+    torch.testing.assert_close([p.grad for p in other], list(torch.autograd.grad(against, other)))
+
+
 # ── Runs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -154,6 +187,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
         (["show", "RUN"], "showing the way to noise and back needs a diffusion model, and this is a gan"),
         (["sample", "RUN", "--steps", "5"], "a gan draws in one call: leave --steps, --sampler and --grid out"),
         (["train", "ring8", "--model", "gan", "--schedule", "vp"], "--schedule is a choice of diffusion models"),
+        (["train", "ring8", "--model", "dcgan"], "the networks of DCGAN are for pictures"),
         (["train", "ring8", "--model", "gan", "--likelihood"], "--likelihood is a choice of diffusion models"),
         (["train", "ring8", "--model", "gan", "--compile"], "--compile is a choice of diffusion models"),
     ],
@@ -185,3 +219,14 @@ def test_impossible_networks_are_refused():
     for changes, reason in (({"gamma": -1.0}, "gamma"), ({"game": "fair"}, "unknown game 'fair'")):
         with pytest.raises(UserError, match=reason):
             dataclasses.replace(spec, **changes).build(data.codec)
+    with pytest.raises(UserError, match="hears each example alone"):
+        GANSpec((4,), 1, network="dcgan").build(load("digits").codec)
+
+
+@pytest.mark.parametrize("name", ["plain-gan", "dcgan"])
+def test_what_a_tutorial_gives_is_a_run_too(name, tmp_path):
+    assert main(["train", "digits", "--model", name, "--classes", "--steps", "3", "--out", str(tmp_path / "r")]) == 0
+    model, _ = Run.open(tmp_path / "r").load()
+    assert model.gamma == 0 and model.game is GAMES["non-saturating"]
+    many = torch.cat(list(model.states(model.batch + 5, seed=4)))
+    assert torch.equal(many[model.batch + 2 :], torch.cat(list(model.states(3, seed=4, first=model.batch + 2))))

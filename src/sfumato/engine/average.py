@@ -18,7 +18,7 @@ Two averages, of the run's horizon and of half of it, are kept KEPT times on the
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from sfumato.engine.checkpoint import read_weights, write_weights
 from sfumato.engine.distributed import local, whole
 from sfumato.errors import UserError
 
-__all__ = ["KEPT", "Averages", "PowerAverage", "combination", "power", "reconstructed"]
+__all__ = ["KEPT", "Averages", "PowerAverage", "combination", "on_the_way", "power", "reconstructed"]
 
 KEPT = 8
 """How often averages are kept in a run, evenly spaced."""
@@ -130,9 +130,25 @@ def reconstructed(folder: Path, kept: float, horizon: float) -> dict[str, Tensor
         tensors = read_weights(path, str(step))
         for name in own:
             factor = next(factors)
-            part = {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
-            total = {key: total.get(key, 0.0) + factor * t.double() for key, t in part.items()}
+            total = {key: total.get(key, 0.0) + factor * t.double() for key, t in _part(tensors, name).items()}
     return {key: tensor.float() for key, tensor in total.items()}
+
+
+def on_the_way(folder: Path) -> Iterator[tuple[int, dict[str, Tensor]]]:
+    """Yield the step, counted from where averages began, and the parameters of the run's own average, in order.
+
+    Args:
+        folder: of the averages that were kept.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    for step, path in _kept(folder):
+        yield step, _part(read_weights(path, str(step)), "long")
+
+
+def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}."): t for key, t in tensors.items() if key.startswith(f"{name}.")}
 
 
 def _kept(folder: Path) -> list[tuple[int, Path]]:

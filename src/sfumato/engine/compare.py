@@ -22,8 +22,9 @@ from sfumato.dist import rand
 from sfumato.engine.asked import Asked, seconds_of
 from sfumato.engine.begin import RUNS, begin, go_on
 from sfumato.engine.contest import MODELS, TOLERANCE, Contest, Entrant, Terms
+from sfumato.engine.course import course, recovery
 from sfumato.engine.distill import Wanted, distill
-from sfumato.engine.evaluate import evaluate
+from sfumato.engine.evaluate import Real, enough, evaluate
 from sfumato.engine.examples import chosen
 from sfumato.engine.gauge import forget_peak
 from sfumato.engine.generate import Wish
@@ -192,7 +193,15 @@ def _judged(model: str, seed: int, run: Path, terms: Terms, device: str, show: W
     for line in judged.lines():
         show.say(line)
     opened = Run.open(run)
+    dataset = opened.dataset()
     trained, notes = opened.load(device=device)
+    more: dict[str, Any] = {}
+    if seed == 0 and dataset.test is not None:
+        real, _ = Real.of(dataset, dataset.test)
+        count = enough(terms.n, real.features)
+        show.say("what it was worth on its way, and how it takes a leap of its learning rate")
+        more["course"] = course(opened, real, count, device)
+        more["recovery"] = recovery(opened, real, count) if terms.time else None
     return Entrant(
         model,
         seed,
@@ -203,7 +212,9 @@ def _judged(model: str, seed: int, run: Path, terms: Terms, device: str, show: W
         seconds=float(notes["seconds"]),
         memory=_peak(run),
         measures=judged.measures,
-        bits=_bits(trained.to(device), opened.dataset()),
+        bits=_bits(trained.to(device), dataset),
+        abilities=trained.abilities,
+        **more,
     )
 
 

@@ -13,15 +13,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sfumato.engine.course import SPIKE, Recovery, Stop
 from sfumato.engine.evaluate import Measure
 from sfumato.engine.speed import Speed
 
-__all__ = ["MODELS", "TOLERANCE", "Contest", "Entrant", "Terms"]
+__all__ = ["COLLAPSED", "MODELS", "TOLERANCE", "Contest", "Entrant", "Terms"]
 
-MODELS = ("diffusion", "student", "gan", "vae", "ladder")
-"""What may enter: the families, and a student for one call of the diffusion model of the same seed."""
+MODELS = ("diffusion", "student", "gan", "vae", "ladder", "plain-gan", "dcgan")
+"""What may enter: what ``train`` knows, and a student for one call of the diffusion model of the same seed."""
 TOLERANCE = 0.05
 """By which numbers of parameters may differ."""
+COLLAPSED = 0.05
+"""Recall of a generator that shows next to nothing of what there is."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,9 @@ class Entrant:
         measures: what ``evaluate`` found.
         bits: at most so many bits/dim are the held-out data worth to it; None if it cannot say.
         failed: why there are none; "" if there are.
+        abilities: what it can give but a sample.
+        course: what it was worth on its way; of the first seed.
+        recovery: how it takes a spike of its learning rate; of the first seed.
     """
 
     model: str
@@ -74,11 +80,18 @@ class Entrant:
     measures: tuple[Measure, ...] = ()
     bits: float | None = None
     failed: str = ""
+    abilities: tuple[str, ...] = ()
+    course: tuple[Stop, ...] = ()
+    recovery: Recovery | None = None
 
     @staticmethod
     def from_dict(record: dict[str, Any]) -> Entrant:
         """Rebuild from what ``dataclasses.asdict`` gave."""
-        return Entrant(**record | {"measures": tuple(Measure(**each) for each in record["measures"])})
+        told = record.get("recovery")
+        parts: dict[str, Any] = {"recovery": told and Recovery(**told), "abilities": tuple(record.get("abilities", ()))}
+        parts["measures"] = tuple(Measure(**each) for each in record["measures"])
+        parts["course"] = tuple(Stop(**each) for each in record.get("course", ()))
+        return Entrant(**record | parts)
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,7 @@ class Contest:
         ]
 
     def table(self) -> list[list[str]]:
-        """Return a table with a column for each model, its heads first: measures of samples, then costs."""
+        """Return a table with a column for each model, its heads first: measures, costs, what a model can do."""
         judged = [each for each in self.entrants if not each.failed]
         real = {m.name: f"{m.real:.4g}" for m in judged[0].measures} if judged else {}
         rows = [["", *self.terms.models, "real data"]]
@@ -136,6 +149,9 @@ class Contest:
         bits = {m: [each.bits for each in self.of(m) if each.bits is not None] for m in self.terms.models}
         rows.append(["bits/dim, at most", *(_spread(bits[m]) for m in self.terms.models), ""])
         rows += [[what, *map(cell, self.terms.models), ""] for what, cell in self._costs().items()]
+        can = {m: next((each.abilities for each in self.of(m)), ()) for m in self.terms.models}
+        every = dict.fromkeys(ability for abilities in can.values() for ability in abilities)
+        rows += [[f"can give {each}", *("yes" if each in can[m] else "-" for m in can), ""] for each in every]
         return rows
 
     def lines(self) -> list[str]:
@@ -167,8 +183,22 @@ class Contest:
             "million FLOPs a sample": speed(lambda s: f"{s.flops / 1e6:,.1f}"),
             "samples/s one by one": speed(lambda s: f"{s.alone:,.1f}"),
             "samples/s at best": speed(lambda s: f"{s.best:,.0f} ({s.batch} at a time)"),
+            f"distance after {SPIKE:g}x the lr (at once)": self._spiked,
+            f"collapsed (recall at most {COLLAPSED})": lambda m: f"{self._collapsed(m)} of {self.terms.seeds}",
             "failed": lambda m: f"{sum(e.model == m and bool(e.failed) for e in self.entrants)} of {self.terms.seeds}",
         }
+
+    def _spiked(self, model: str) -> str:
+        """Return the distance to the data after a spike, and at its end, over that before."""
+        told = next((each.recovery for each in self.of(model) if each.recovery is not None), None)
+        if told is None:
+            return "-"
+        hit, after = ("lost" if far is None else f"{far / told.before:.3g}x" for far in (told.hit, told.after))
+        return f"{after} ({hit})"
+
+    def _collapsed(self, model: str) -> int:
+        of = [m.value for each in self.of(model) for m in each.measures if m.name.startswith("recall")]
+        return sum(value <= COLLAPSED for value in of)
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from sfumato.metrics.kernel import kernel_distance
 from sfumato.metrics.neighbours import manifolds, nearest
 from sfumato.metrics.recognise import recogniser
 
-__all__ = ["Evaluation", "Measure", "Real", "compare", "evaluate"]
+__all__ = ["Evaluation", "Measure", "Real", "compare", "enough", "evaluate"]
 
 LEAST, USUAL = 20, 1000  # samples
 SEARCHED = 60_000  # training examples among which copies are sought
@@ -55,7 +55,7 @@ class Measure:
         high: the other.
         real: the same of real data, train against held-out: the floor, or the ceiling of an accuracy.
         trivial: the same of examples drawn value by value.
-        better: "low" or "high".
+        better: "low", "high", or "near 1" where that of real data is the best.
     """
 
     name: str
@@ -135,6 +135,21 @@ class Real:
     held_out: Dataset
     features: Features
 
+    @staticmethod
+    def of(data: Dataset, held_out: Dataset, features: str | None = None) -> tuple[Real, str]:
+        """Return what samples of a model of some data are held against, and why by these features.
+
+        Args:
+            data: that it was trained on.
+            held_out: examples to compare with.
+            features: a key of ``sfumato.metrics.features.FEATURES``, or None to choose.
+
+        Raises:
+            UserError: the features are not for these data, or not installed.
+        """
+        kind, why = features_of(features, data.codec.dims)
+        return Real(data.in_memory(), held_out.in_memory(), kind), why
+
     @property
     def labelled(self) -> bool:
         """Whether both parts have the same classes."""
@@ -164,7 +179,7 @@ def evaluate(
         with Interrupt() as stop, drawing(folder, wish, None, device, None) as draws:
             run = Run.open(folder)
             real, notes = _real(run, draws, data, features)
-            count = _enough(n, real.features)
+            count = enough(n, real.features)
             for note in notes:
                 show.say(f"  {note}")
             pace = Pace(show, stop, count)
@@ -194,12 +209,20 @@ def _real(run: Run, draws: Draws, data: str | None, features: str | None) -> tup
         raise UserError(
             f"'{run.config.data}' has no held-out part to compare with: name some, 'sfumato evaluate {run.folder} DATA'"
         )
-    kind, why = features_of(features, own.codec.dims)
-    return Real(own.in_memory(), held.in_memory(), kind), [*notes, f"features: {kind.name} ({why})"]
+    real, why = Real.of(own, held, features)
+    return real, [*notes, f"features: {real.features.name} ({why})"]
 
 
-def _enough(n: int | None, features: Features) -> int:
-    """Return how many samples to draw."""
+def enough(n: int | None, features: Features) -> int:
+    """Return how many samples to draw.
+
+    Args:
+        n: as asked for, or None.
+        features: by which they are judged.
+
+    Raises:
+        UserError: too few were asked for.
+    """
     if n is None:
         return max(USUAL, 2 * features.dim)
     if n < LEAST:
@@ -228,7 +251,7 @@ def compare(real: Real, drawn: Tensor, labels: Tensor | None, seed: int) -> tupl
     trivial = torch.stack(columns, 1).view(-1, *states.shape[1:])
     known = reference(real.train, real.held_out, real.features)
     rows = _Rows(real.features(states), known.train[: len(drawn)], real.features(trivial), known, seed)
-    measures = [] if labels is None or not real.labelled else [_recognised(real, rows, labels)]
+    measures = [] if labels is None or not real.labelled else [*_by_class(real, rows, labels)]
     measures += _distances(rows, real.features.name)
     measures += _manifold(rows, real.features.name)
     measures += _copies(real, seen, states, trivial, rng, seed)
@@ -252,9 +275,9 @@ class _Rows:
         return Measure(name, *of(self.drawn), quick(self.floor), quick(self.trivial), "low")
 
 
-def _recognised(real: Real, rows: _Rows, labels: Tensor) -> Measure:
-    """How often a classifier of real training data sees the class that was asked for."""
-    known, asked = rows.known, labels.numpy()
+def _by_class(real: Real, rows: _Rows, labels: Tensor) -> Iterator[Measure]:
+    """How often a classifier of real training data sees the class that was asked for, and how much a class varies."""
+    known, asked, kind = rows.known, labels.numpy(), real.features.name
     seen, unseen = (
         np.asarray(part.labels)[index.numpy()]
         for part, index in ((real.train, known.train_index), (real.held_out, known.held_out_index))
@@ -262,7 +285,24 @@ def _recognised(real: Real, rows: _Rows, labels: Tensor) -> Measure:
     classifier = recogniser(known.train, seen)
     hit = of_one((classifier.predict(rows.drawn) == asked).astype(float), rows.seed)
     ceiling, chance = classifier.score(known.held_out, unseen), classifier.score(rows.trivial, asked)
-    return Measure(f"recognised as asked[SVC, {real.features.name}]", *hit, float(ceiling), float(chance), "high")
+    yield Measure(f"recognised as asked[SVC, {kind}]", *hit, float(ceiling), float(chance), "high")
+    of_drawn = of_one(from_centre(rows.drawn, asked), rows.seed)
+    floor, trivial = from_centre(rows.floor, seen[: len(rows.floor)]), from_centre(rows.trivial, asked)
+    yield Measure(f"spread within a class[{kind}]", *of_drawn, float(floor.mean()), float(trivial.mean()), "near 1")
+
+
+def from_centre(rows: Array, labels: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Return how far each example lies from the mean of its class, (n,).
+
+    Args:
+        rows: (n, d) features.
+        labels: (n,).
+    """
+    found = np.zeros(len(rows))
+    for label in np.unique(labels):
+        mine = labels == label
+        found[mine] = np.linalg.norm(rows[mine] - rows[mine].mean(0, dtype=np.float64), axis=1)
+    return found
 
 
 def _distances(rows: _Rows, kind: str) -> list[Measure]:

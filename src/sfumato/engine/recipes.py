@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 
@@ -21,6 +21,7 @@ from sfumato.models.vae import LadderSpec, VAESpec
 
 __all__ = ["RECIPES", "Setting"]
 
+Game = Literal["relativistic", "non-saturating"]
 Pair = TypeVar("Pair", GANSpec, VAESpec, LadderSpec)
 
 
@@ -51,10 +52,15 @@ NOISE_MEAN = -0.1
 
 FINENESS = 32
 """Steps in which the widths of a GAN or VAE are tried, as parts of those of a diffusion model."""
+EVEN, MORE = 8, (-16, -8, 0, 8, 16)
+"""What widths are multiples of, and what the coarsest may have beside its part. A GAN's step with 32 and 80 channels
+took three quarters of the time that it did with 37 and 74."""
 CHEAP = (256, "points are cheap")
 """Batch of points, and why."""
 GAN_BATCH = 32
 """Pictures a step of a GAN."""
+TUTORIAL_BATCH, TUTORIAL_LR = 128, 2e-4
+"""Of DCGAN (Radford et al. 1511.06434, section 4)."""
 RUNGS = 3
 """Levels of a ladder for points; for pictures they are those of the networks."""
 DIFFUSIONS = ("coupling", "schedule", "parameterisation", "weighting", "likelihood", "learn_variance")
@@ -127,22 +133,48 @@ def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices
     return Recipe(model, optimizer, lr, CHEAP if points else None)
 
 
-def gan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
-    """Choose for a GAN; arguments as for :func:`diffusion`."""
+def gan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices, game: Game = "relativistic") -> Recipe:
+    """Choose for a GAN; arguments as for :func:`diffusion`, and the game, with penalties if it is relativistic."""
     _refuse(asked, *DIFFUSIONS, "optimizer", "precision", "compile", "shard", model="gan")
     choices.take("optimizer", None, "adamw", "without momentum: the other player moves")
     lr = choices.take("lr", asked.lr, 3e-3 if setting.points else 5e-4, "of both players")
     choices.take("precision", None, "fp32", "the penalty is a gradient of a gradient")
-    gamma = choices.take("gamma", None, 0.01 if setting.points else 1.0, "weight of the penalties R1 and R2")
+    if game == "relativistic":
+        gamma = choices.take("gamma", None, 0.01 if setting.points else 1.0, "weight of the penalties R1 and R2")
+    else:
+        gamma = choices.take("gamma", None, 0.0, "no penalties: what a tutorial gives")
     model = GANSpec(
         **_levels(setting),
         latent=min(64, math.prod(dataset.codec.dims)),
+        game=game,
         gamma=gamma,
         classes=len(dataset.classes) if asked.classes else 0,
         sigma_data=_spread(dataset, choices, False),
     )
     batch = CHEAP if setting.points else (GAN_BATCH, "the players need steps more than examples")
     return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr, batch)
+
+
+def plain_gan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
+    """Choose for the same networks in the game without penalties; arguments as for :func:`diffusion`."""
+    return gan(dataset, asked, setting, choices, game="non-saturating")
+
+
+def dcgan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
+    """Choose for DCGAN; arguments as for :func:`diffusion`."""
+    _refuse(asked, *DIFFUSIONS, "optimizer", "precision", "compile", "shard", model="dcgan")
+    lr = choices.take("lr", asked.lr, TUTORIAL_LR, "of DCGAN")
+    model = GANSpec(
+        **_levels(setting),
+        latent=100,
+        network="dcgan",
+        game="non-saturating",
+        gamma=0.0,
+        classes=len(dataset.classes) if asked.classes else 0,
+        sigma_data=1.0,  # tanh makes states themselves
+    )
+    model.build(dataset.codec)  # refuses points
+    return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr, (TUTORIAL_BATCH, "of DCGAN"))
 
 
 def vae(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
@@ -189,10 +221,12 @@ def _of_autoencoders(asked: Asked, choices: Choices) -> float:
 RECIPES: dict[str, Callable[[Dataset, Asked, Setting, Choices], Recipe]] = {
     "diffusion": diffusion,
     "gan": gan,
+    "plain-gan": plain_gan,
+    "dcgan": dcgan,
     "vae": vae,
     "ladder": ladder,
 }
-"""By family."""
+"""By name: families, and what a tutorial gives."""
 
 
 def _as_large(spec: Pair, dataset: Dataset, setting: Setting, choices: Choices) -> Pair:
@@ -200,12 +234,14 @@ def _as_large(spec: Pair, dataset: Dataset, setting: Setting, choices: Choices) 
     like = DiffusionSpec(**_network(setting.size, setting.points), classes=spec.classes)
     wanted = _parameters(like, dataset)
 
-    def scaled(part: int) -> Pair:
-        return replace(spec, widths=tuple(max(4, round(w * part / FINENESS)) for w in spec.widths))
+    def scaled(part: int, more: int) -> tuple[int, ...]:
+        *finer, coarsest = (EVEN * max(1, round(width * part / FINENESS / EVEN)) for width in spec.widths)
+        return (*finer, max([EVEN, *finer, coarsest + more]))
 
-    parts = range(FINENESS // 2, 2 * FINENESS)
-    best = min((scaled(part) for part in parts), key=lambda each: abs(_parameters(each, dataset) - wanted))
-    count = _parameters(best, dataset)
+    tried = {scaled(part, more) for part in range(FINENESS // 2, 3 * FINENESS, 2) for more in MORE}
+    counts = {widths: _parameters(replace(spec, widths=widths), dataset) for widths in sorted(tried)}
+    best = replace(spec, widths=min(counts, key=lambda widths: abs(counts[widths] - wanted)))
+    count = counts[best.widths]
     choices.take("widths", None, "-".join(map(str, best.widths)), f"{count:,} parameters; of diffusion {wanted:,}")
     return best
 

@@ -151,6 +151,11 @@ class GenerativeModel(nn.Module, ABC):
             cond: (B,) labels, if the model takes them.
         """
 
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        """What the trained model can give but a sample, each in a few words."""
+        return ("a class that is asked for",) * bool(self.classes)
+
     def bound(self, x_0: Tensor, cond: Tensor | None = None, rng: Rng = None) -> Tensor | None:
         """Return a lower bound on log p(x_0) in nats, (B,) float64; None if this model tells none.
 

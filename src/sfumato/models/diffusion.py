@@ -170,6 +170,11 @@ class Diffusion(GenerativeModel):
     def call(self, x_0: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.denoiser(x_0, 0.5, cond).output
 
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        exact = ("log p(x)", "the noise behind x") * tells_mean(self.denoiser)
+        return (*super().abilities, "samples in any number of calls", *exact)
+
     @torch.no_grad()
     def bound(self, x_0: Tensor, cond: Tensor | None = None, rng: Rng = None) -> Tensor | None:
         if not tells_mean(self.denoiser):

@@ -10,8 +10,11 @@ training converges locally where the two-player game of (3) without penalties do
 
 (3)  critic     f(-c(x)) + f(c(y)),      generator  f(-c(y))        (Goodfellow et al. 1406.2661, non-saturating)
 
+(3) on the networks of DCGAN (nn/dcgan.py) is what a tutorial gives.
+
 Both players move at once, with the gradient at the same weights. So one pass of the critic over y serves all: what (2)
-asks of y is its derivative by c(y), a number for each example, times grad c(y), which R2 has made already.
+asks of y is its derivative by c(y), a number for each example, times grad c(y), which R2 has made already. Without
+penalties the critic may hear a batch as one, as DCGAN's does, and is asked for that gradient itself.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from sfumato.data.codec import Codec
 from sfumato.dist import randn_like
 from sfumato.errors import UserError, choose
 from sfumato.models.base import Pushforward, Spec
-from sfumato.nn import Decoder, Encoder
+from sfumato.nn import Critic, Decoder, Encoder, Generator
+from sfumato.nn.vectors import everywhere
 
 __all__ = ["GAMES", "GAN", "GANSpec", "Game"]
 
@@ -53,8 +57,9 @@ class GANSpec(Spec):
 
     Attributes:
         widths: hidden channels of each level, the finest first; (width,) for points.
-        blocks: residual blocks a level.
+        blocks: residual blocks a level, of residual networks.
         latent: length of z.
+        network: "residual", or "dcgan" for pictures.
         game: a key of :data:`GAMES`.
         gamma: weight of the penalties; 0 for none.
         sigma_data: the data's standard deviation.
@@ -65,20 +70,32 @@ class GANSpec(Spec):
     widths: tuple[int, ...]
     blocks: int
     latent: int = 64
+    network: Literal["residual", "dcgan"] = "residual"
     game: Literal["relativistic", "non-saturating"] = "relativistic"
     gamma: float = 1.0
     sigma_data: float = 0.5
 
     def words(self) -> str:
-        return f"generator and critic {'-'.join(map(str, self.widths))}, {self.game}, penalty {self.gamma:g}"
+        widths = "-".join(map(str, self.widths))
+        return f"{self.network} generator and critic {widths}, {self.game}, penalty {self.gamma:g}"
 
     def build(self, codec: Codec, classes: Sequence[str] = ()) -> GAN:
         game = choose("game", self.game, GAMES)
         if self.gamma < 0:
             raise UserError(f"the penalty's weight gamma must not be negative, got {self.gamma}")
-        generator = Decoder(codec.dims, self.latent, self.widths, self.blocks, self.classes)
-        critic = Encoder(codec.dims, 1, self.widths, self.blocks, self.classes)
+        generator, critic = self._players(codec.dims)
         return GAN(generator, critic, codec, tuple(classes), game, self.gamma, self.sigma_data, self.latent)
+
+    def _players(self, dims: tuple[int, ...]) -> tuple[nn.Module, nn.Module]:
+        choose("network", self.network, dict.fromkeys(("residual", "dcgan")))
+        if self.network == "residual":
+            generator = Decoder(dims, self.latent, self.widths, self.blocks, self.classes)
+            return generator, Encoder(dims, 1, self.widths, self.blocks, self.classes)
+        if len(dims) < 3:
+            raise UserError("the networks of DCGAN are for pictures, and these are points: leave dcgan out")
+        if self.gamma:
+            raise UserError("a penalty needs a critic that hears each example alone, which DCGAN's does not: gamma = 0")
+        return Generator(dims, self.latent, self.widths, self.classes), Critic(dims, self.widths, self.classes)
 
 
 class GAN(Pushforward):
@@ -129,28 +146,29 @@ class GAN(Pushforward):
         made = self.generator(z, cond)
         real, fake = (x.detach().requires_grad_() for x in (x_0 / self.sigma_data, made))
         c_real, c_fake = (self.critic(x, cond)[:, 0] for x in (real, fake))
-        at_real, at_fake = torch.autograd.grad(
-            (c_real.sum(), c_fake.sum()), (real, fake), create_graph=self.gamma > 0, retain_graph=True
-        )
-        steep = sum(g.square().flatten(1).sum(1) for g in (at_real, at_fake))
-        critic = self.game.critic(c_real, c_fake) + self.gamma / 2 * steep
-        return critic + self._generators(c_real.detach(), c_fake.detach(), at_fake.detach(), made)
+        critic = self.game.critic(c_real, c_fake)
+        loss, by_c = self._generators(c_real.detach(), c_fake.detach())
+        if self.gamma:
+            at_real, at_fake = torch.autograd.grad((c_real.sum(), c_fake.sum()), (real, fake), create_graph=True)
+            critic = critic + self.gamma / 2 * sum(g.square().flatten(1).sum(1) for g in (at_real, at_fake))
+            pull = everywhere(by_c, x_0.shape[1:]) * at_fake.detach()
+        else:
+            (pull,) = torch.autograd.grad(c_fake, fake, by_c, retain_graph=True)
+        moved = (pull * made).flatten(1).sum(1)
+        return critic + loss + moved - moved.detach()
 
-    def _generators(self, c_real: Tensor, c_fake: Tensor, at_fake: Tensor, made: Tensor) -> Tensor:
-        """Return the loss (2) of each example, with its gradient by what was made alone.
+    def _generators(self, c_real: Tensor, c_fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss (2) of each example, and its derivative by what the critic said of what was made.
 
         Args:
             c_real: (B,) what the critic said of the data.
             c_fake: (B,) and of what was made.
-            at_fake: (B, ...) its gradient there.
-            made: (B, ...) by the generator.
         """
         with torch.enable_grad():
             says = c_fake.requires_grad_()
             loss = self.game.generator(c_real, says)
             (by_c,) = torch.autograd.grad(loss.sum(), says)
-        moved = by_c * (at_fake * made).flatten(1).sum(1)
-        return loss.detach() + moved - moved.detach()
+        return loss.detach(), by_c
 
     def generate(self, z: Tensor, cond: Tensor | None) -> Tensor:
         out: Tensor = self.sigma_data * self.generator(z, cond)

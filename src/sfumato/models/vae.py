@@ -289,6 +289,10 @@ class VAE(Pushforward):
     def measured(self) -> bool:
         return not bool(self.noise_std.isnan())
 
+    @property
+    def abilities(self) -> tuple[str, ...]:
+        return (*super().abilities, "a bound on log p(x)", "the latents behind x")
+
     @torch.no_grad()
     def bound(self, x_0: Tensor, cond: Tensor | None = None, rng: Rng = None, draws: int = DRAWS) -> Tensor:
         """Return the bound (4) on log p(x_0) in nats, tighter with more draws, (B,) float64.

@@ -1,9 +1,10 @@
 """Networks. They import torch only and know nothing of diffusion: tensor, noise level and labels in, tensor out."""
 
+from sfumato.nn.dcgan import Critic, Generator
 from sfumato.nn.flow import Flow
 from sfumato.nn.ladder import Down
 from sfumato.nn.mlp import MLP
 from sfumato.nn.unet import UNet
 from sfumato.nn.vectors import Decoder, Encoder, Up
 
-__all__ = ["MLP", "Decoder", "Down", "Encoder", "Flow", "UNet", "Up"]
+__all__ = ["MLP", "Critic", "Decoder", "Down", "Encoder", "Flow", "Generator", "UNet", "Up"]

@@ -17,7 +17,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from sfumato.nn.vectors import GAIN, active, coarsest, cropped, doubled, everywhere, layer, level
+from sfumato.nn.vectors import GAIN, active, coarsest, cropped, doubled, everywhere, given, layer, level
 
 __all__ = ["Down"]
 
@@ -61,11 +61,9 @@ class Down(nn.Module):
         Raises:
             ValueError: labels are missing where the network has them, or given where it has none.
         """
-        if (self.label is None) != (cond is None):
-            raise ValueError("cond is missing, or was given to a network that was built with classes=0")
         h = self.start.expand(n, *self.start.shape)
-        if self.label is not None:
-            h = h + everywhere(self.label(cond), self.dims[1:])
+        if (label := given(self.label, cond)) is not None:
+            h = h + everywhere(label, self.dims[1:])
         for k, blocks in enumerate(self.levels):
             if k:
                 h = self.narrow[k - 1](doubled(h))

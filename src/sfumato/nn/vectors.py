@@ -57,10 +57,8 @@ class Decoder(nn.Module):
         Raises:
             ValueError: labels are missing where the network has them, or given where it has none.
         """
-        if self.label is not None:
-            z = torch.cat([z, self.label(_given(cond))], 1)
-        elif cond is not None:
-            raise ValueError("cond was given, but this network was built with classes=0")
+        if (label := given(self.label, cond)) is not None:
+            z = torch.cat([z, label], 1)
         h: Tensor = self.inlet(z)
         if self.spread is not None:
             h = self.spread(h.view(len(h), -1, *self.sides).contiguous(memory_format=torch.channels_last))
@@ -138,10 +136,8 @@ class Encoder(nn.Module):
             ValueError: labels are missing where the network has them, or given where it has none.
         """
         shift = scale = None
-        if self.label is not None:
-            shift, scale = torch.split(self.label(_given(cond)), self.parts, 1)
-        elif cond is not None:
-            raise ValueError("cond was given, but this network was built with classes=0")
+        if (label := given(self.label, cond)) is not None:
+            shift, scale = torch.split(label, self.parts, 1)
         h = self.up(x, shift)[-1]
         h = active(h) if self.squeeze is None else active(self.squeeze(active(h)))
         h = active(self.join(h.flatten(1)))
@@ -221,7 +217,17 @@ def flat(widths: Sequence[int], sides: Sequence[int]) -> int:
     return widths[-1] // FEWER * math.prod(sides) if sides else widths[-1]
 
 
-def _given(cond: Tensor | None) -> Tensor:
+def given(table: nn.Module | None, cond: Tensor | None) -> Tensor | None:
+    """Return the vectors of labels (B,); None for a network without classes.
+
+    Raises:
+        ValueError: labels are missing where the network has classes, or given where it has none.
+    """
+    if table is None:
+        if cond is not None:
+            raise ValueError("cond was given, but this network was built with classes=0")
+        return None
     if cond is None:
         raise ValueError("cond is missing: this network was built with classes")
-    return cond
+    found: Tensor = table(cond)
+    return found

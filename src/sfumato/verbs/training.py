@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from sfumato.verbs.words import Count, Data, Family, Folder, Method, Size
+from sfumato.verbs.words import Count, Data, Folder, Method, Model, Size
 
 if TYPE_CHECKING:
     from sfumato.engine.plan import Plan
@@ -19,7 +19,7 @@ __all__ = ["distill", "plan", "polish", "resume", "train", "tune_sampler"]
 def train(
     data: Data,
     *,
-    model: Family = "diffusion",
+    model: Model = "diffusion",
     time: str | None = None,
     steps: int | None = None,
     size: Size | None = None,
@@ -100,7 +100,7 @@ def train(
 def plan(
     data: Data,
     *,
-    model: Family = "diffusion",
+    model: Model = "diffusion",
     workers: int = 1,
     time: str | None = None,
     steps: int | None = None,

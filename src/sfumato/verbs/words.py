@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-__all__ = ["Class", "Count", "Data", "Family", "Folder", "Method", "Others", "Size"]
+__all__ = ["Class", "Count", "Data", "Folder", "Method", "Model", "Others", "Size"]
 
 Data = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
 """Data that are needed."""
@@ -18,8 +18,8 @@ Count = Annotated[int, tyro.conf.arg(aliases=["-n"])]
 """How many."""
 Class = Annotated[str | None, tyro.conf.arg(name="class")]
 """A class, under a name that Python keeps for itself."""
-Family = Literal["diffusion", "gan", "vae", "ladder"]
-"""A key of ``sfumato.models.FAMILIES``, which is not imported for it."""
+Model = Literal["diffusion", "gan", "vae", "ladder", "plain-gan", "dcgan"]
+"""A key of ``sfumato.engine.recipes.RECIPES``, which is not imported for it."""
 Size = Literal["tiny", "small", "base"]
 """Of a network."""
 Method = Literal["matching", "consistency", "direct", "progressive", "alphaflow", "meanflow"]

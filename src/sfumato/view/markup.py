@@ -6,7 +6,7 @@ import base64
 import html
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from sfumato.data.picture import Pixels
 
-__all__ = ["COVER", "document", "embedded", "figure", "number", "safe", "table"]
+__all__ = ["COVER", "document", "embedded", "figure", "key", "number", "safe", "table"]
 
 LONGEST = 300  # letters of a text from outside
 CRISP = 256  # pictures up to so many pixels are shown enlarged, their pixels as squares
@@ -61,6 +61,21 @@ def figure(content: str, caption: str, more: str = "") -> str:
     """
     small = f" <small>{more}</small>" if more else ""
     return f"<figure><figcaption>{caption}{small}</figcaption>{content}</figure>"
+
+
+def key(entries: Mapping[str, str]) -> str:
+    """Return what the strokes of a chart mean.
+
+    Args:
+        entries: HTML of the meaning of each style.
+    """
+    if not entries:
+        return ""
+    items = (
+        f'<li><svg viewBox="0 0 24 14" aria-hidden="true"><path class="{style}" d="M1 7H23"/></svg>{words}</li>'
+        for style, words in entries.items()
+    )
+    return f'<ul class="key">{"".join(items)}</ul>\n'
 
 
 def embedded(pixels: Pixels, alt: str, most: int) -> str:

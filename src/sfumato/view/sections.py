@@ -6,7 +6,6 @@ import json
 import math
 import re
 import warnings
-from collections.abc import Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +19,7 @@ from sfumato.engine.gauge import EDGES
 from sfumato.engine.progress import duration
 from sfumato.view.chart import Line, Mark, chart
 from sfumato.view.history import History
-from sfumato.view.markup import embedded, figure, number, safe, table
+from sfumato.view.markup import embedded, figure, key, number, safe, table
 
 __all__ = ["curves", "events", "figures", "previews", "verdict"]
 
@@ -58,30 +57,19 @@ def curves(history: History) -> str:
         ("Gradient norm", "before clipping", chart([line("norm")], marks, "gradient norm"), ""),
         ("Learning rate", "", chart([line("lr", look="values")], marks, "learning rate", zero=True), ""),
         ("Speed", "items / s", chart([line("items_per_second")], marks, "items a second", zero=True), ""),
-        ("Memory", "MB of RAM", chart(ram, marks, "memory", zero=True), _key({"line a": "now", "line b": "peak"})),
+        ("Memory", "MB of RAM", chart(ram, marks, "memory", zero=True), key({"line a": "now", "line b": "peak"})),
     ]
-    shown = [figure(svg + key, name, more) for name, more, svg, key in drawn if svg]
+    shown = [figure(svg + strokes, name, more) for name, more, svg, strokes in drawn if svg]
     if not shown:
         return ""
-    key = _key({f"mark {kind}": HAPPENED[kind] for kind in MARKED if any(mark.style == kind for mark in marks)})
-    return f'<h2>Curves</h2>\n{key}<div class="charts">\n' + "\n".join(shown) + "\n</div>"
+    marked = key({f"mark {kind}": HAPPENED[kind] for kind in MARKED if any(mark.style == kind for mark in marks)})
+    return f'<h2>Curves</h2>\n{marked}<div class="charts">\n' + "\n".join(shown) + "\n</div>"
 
 
 def _levels_key() -> str:
     ends = [f"{math.exp(edge):.2g}" for edge in EDGES]
     bins = [f"&lt; {ends[0]}", *(f"{low}–{high}" for low, high in pairwise(ends)), f"&gt; {ends[-1]}"]
-    return _key({f"line l{k}": words for k, words in enumerate(bins)})
-
-
-def _key(entries: Mapping[str, str]) -> str:
-    """Return what the strokes of each style mean."""
-    if not entries:
-        return ""
-    items = (
-        f'<li><svg viewBox="0 0 24 14" aria-hidden="true"><path class="{style}" d="M1 7H23"/></svg>{words}</li>'
-        for style, words in entries.items()
-    )
-    return f'<ul class="key">{"".join(items)}</ul>\n'
+    return key({f"line l{k}": words for k, words in enumerate(bins)})
 
 
 def previews(folder: Path, notes: list[str]) -> str:
@@ -152,7 +140,7 @@ def _told(history: History) -> list[dict[str, Any]]:
 
 def _facts(event: dict[str, Any]) -> str:
     own = ("step", "seconds", "event", "clock")
-    return ", ".join(f"{key}: {_value(value)}" for key, value in event.items() if key not in own)
+    return ", ".join(f"{what}: {_value(value)}" for what, value in event.items() if what not in own)
 
 
 def _value(value: Any) -> str:
@@ -197,7 +185,7 @@ def verdict(path: Path, weights: str | None, notes: list[str]) -> str:
                 safe(measure["name"]),
                 number(float(measure["value"])),
                 f"{number(float(measure['low']))} to {number(float(measure['high']))}",
-                *(number(float(measure[key])) for key in ("real", "trivial")),
+                *(number(float(measure[name])) for name in ("real", "trivial")),
                 safe(measure["better"]),
             ]
             for measure in told["measures"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import cycle
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,8 +16,9 @@ from sfumato.engine.run import Run
 from sfumato.files import write_atomic
 from sfumato.metrics.neighbours import nearest
 from sfumato.models.base import GenerativeModel
+from sfumato.view.chart import Line, chart
 from sfumato.view.dots import Point, rows_of_dots, scatter
-from sfumato.view.markup import document, embedded, figure, safe, table
+from sfumato.view.markup import document, embedded, figure, key, safe, table
 
 __all__ = ["page"]
 
@@ -40,7 +42,8 @@ def page(contest: Contest) -> Path:
     name = safe(contest.folder.resolve().name)
     head = "\n".join(f"<p>{safe(line)}</p>" for line in contest.contract())
     notes = "\n".join(f'<p class="note">{safe(note)}</p>' for note in contest.notes)
-    parts = [f"<h1>{name}</h1>", head, notes, _summary(contest), _trilemma(contest), _seeds(contest), _samples(contest)]
+    parts = [f"<h1>{name}</h1>", head, notes, _summary(contest), _trilemma(contest), _courses(contest)]
+    parts += [_seeds(contest), _samples(contest)]
     body = "\n".join([*(part for part in parts if part), f"<footer>Made by sfumato {__version__}.</footer>"])
     path = contest.folder / "compare.html"
     write_atomic(path, document(f"{name} · sfumato", __version__, body).encode())
@@ -78,6 +81,30 @@ def _trilemma(contest: Contest) -> str:
     )
     more = "the best corner is below, to the right; area: samples a second; a point for each seed"
     return "<h2>Quality, diversity, speed</h2>\n" + f'<div class="charts">{figure(drawn, "Trilemma", more)}</div>'
+
+
+def _courses(contest: Contest) -> str:
+    """Return quality and diversity against minutes of training, of the first seed of each model."""
+    first = {model: contest.of(model)[0].course for model in contest.terms.models if contest.of(model)}
+    found, styles = {model: stops for model, stops in first.items() if stops}, _styles(contest)
+    drawn = []
+    for what, more in (("distance", "to held-out data, lower is better"), ("recall", "higher is better")):
+        lines = [
+            Line(
+                np.array([stop.seconds / 60 for stop in stops]),
+                np.array([getattr(stop, what) for stop in stops]),
+                styles[model],
+                look="values",
+            )
+            for model, stops in found.items()
+        ]
+        drawn.append(figure(chart(lines, (), f"{what} against minutes of training"), what.capitalize(), more))
+    if not found:
+        return ""
+    words = '<p class="grey">Averages that the runs of the first seed kept, by minutes of training; one that ends '
+    words += "earlier would be better there: its learning rate would have fallen.</p>\n"
+    strokes = key({f"line {styles[model]}": safe(model) for model in found})
+    return f'<h2>On the way</h2>\n{words}{strokes}<div class="charts">\n' + "\n".join(drawn) + "\n</div>"
 
 
 def _seeds(contest: Contest) -> str:
