@@ -8,10 +8,12 @@ from torch import nn
 
 from sfumato.cli import main
 from sfumato.data import load
+from sfumato.dist import Normal
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
-from sfumato.models.vae import VAE, Flat, Ladder, LadderSpec, VAESpec
-from sfumato.nn import Down, Flow, Up
+from sfumato.models.autoencoder import Flat, Grid, Ladder
+from sfumato.models.vae import VAE, GridSpec, LadderSpec, VAESpec
+from sfumato.nn import Down, Flow, GridDecoder, GridEncoder, Up
 
 SIGMA_DATA, NOISE = 0.5, 0.3
 CODEC = load("moons").codec
@@ -177,13 +179,74 @@ class Blind(nn.Linear):
         return super().forward(x)
 
 
-@pytest.mark.parametrize("kind", ["flat", "ladder"])
+def grid(dims=(1, 8, 8), widths=(4, 6)):
+    torch.manual_seed(3)
+    decoder = GridDecoder(dims, 3, widths, 1)
+    networks = Grid(GridEncoder(dims, 6, widths, 1), decoder, (3, *decoder.sides)).double()
+    for p in networks.parameters():
+        nn.init.normal_(p, std=0.3)
+    return networks
+
+
+@pytest.mark.parametrize("kind", ["flat", "ladder", "grid"])
+@torch.no_grad()
+def test_what_is_encoded_is_decoded_from_the_mean_of_the_posterior(kind):
+    flat = Flat(Blind(2, 6), Blind(3, 2), stirred(3)).double()
+    networks = {"flat": flat, "ladder": ladder((2,), (8, 8, 8)), "grid": grid()}[kind]
+    x = torch.randn(4, *((1, 8, 8) if kind == "grid" else (2,)), dtype=torch.float64)
+    networks.measure(x, None)
+    made = networks.generate(networks.encode(x, None), None)
+    if kind == "flat" or kind == "grid":
+        expected = networks.decode(networks.encoder(x).chunk(2, 1)[0])
+    else:  # the way down of inference, without noise
+
+        class Still(torch.Generator):
+            pass
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Normal, "sample", lambda self, rng=None: self.mean)
+            expected = networks.infer(x, None).made
+    torch.testing.assert_close(made, expected)
+
+
+@torch.no_grad()
+def test_latents_of_a_grid_are_white_over_the_data_that_were_measured():
+    networks, x = grid(), torch.randn(50, 1, 8, 8, dtype=torch.float64) + 0.5
+    assert networks.shape == (3, 4, 4)
+    raw = networks.encode(x, None).view(-1, 3, 16)
+    networks.measure(x, None)
+    white = networks.encode(x, None).view(-1, 3, 16)
+    assert abs(raw.mean((0, 2))).max() > 0.01
+    torch.testing.assert_close(white.mean((0, 2)), torch.zeros(3, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.testing.assert_close(white.var((0, 2), correction=0), torch.ones(3, dtype=torch.float64))
+
+
+def test_a_critic_moves_the_autoencoder_by_its_weight_and_itself_by_its_own_loss():
+    codec, x = load("digits").codec, torch.randn(6, 1, 8, 8)
+
+    def gradients(adversary):
+        torch.manual_seed(0)
+        model = GridSpec((4, 6), 1, adversary=adversary).build(codec)
+        model.loss(x, None, torch.Generator().manual_seed(0)).sum().backward()
+        assert model.momentum == (adversary == 0)
+        of_critic = [] if model.critic is None else [p.grad for p in model.critic.parameters()]
+        return torch.cat([p.grad.flatten() for p in model.networks.parameters()]), of_critic
+
+    alone, (one, of_critic), (two, again) = gradients(0.0)[0], gradients(1.0), gradients(2.0)
+    torch.testing.assert_close(two - alone, 2 * (one - alone), rtol=1e-3, atol=1e-5)
+    assert (one - alone).abs().max() > 1e-4
+    for a, b in zip(of_critic, again, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ladder", "grid"])
 @torch.no_grad()
 def test_the_divergence_is_the_mean_of_the_ratio_that_the_bound_weighs(kind):
     """KL(q || p) = E_q log q/p: at every level for itself, and so for all."""
     flat = Flat(Blind(2, 6), Blind(3, 2), Flow(3)).double()
-    networks = flat if kind == "flat" else ladder((2,), (8, 8, 8))
-    x = torch.full((60_000, 2), 0.7, dtype=torch.float64)
+    networks = {"flat": flat, "ladder": ladder((2,), (8, 8, 8)), "grid": grid()}[kind]
+    shape = (2_000, 1, 8, 8) if kind == "grid" else (60_000, 2)
+    x = torch.full(shape, 0.7, dtype=torch.float64)
     found = networks.infer(x, None, torch.Generator().manual_seed(0))
     error = 4 * float((found.ratio + found.kl).std()) / math.sqrt(len(x))
     assert float(found.kl.mean()) > 0.01
@@ -220,6 +283,29 @@ def test_a_run_is_trained_drawn_from_and_bounds_what_it_has_seen(tmp_path, capsy
     assert told > normal > wrong  # than a Gaussian of the same mean and spread; than the other class's
     assert main(["likelihood", str(folder)]) == 2
     assert "needs a diffusion model, and this is a vae" in capsys.readouterr().err
+
+
+def test_an_autoencoder_with_a_grid_is_trained_and_brings_held_out_pictures_back(tmp_path, capsys):
+    folder = tmp_path / "digits"
+    assert main(["train", "digits", "--model", "autoencoder", "--steps", "150", "--out", str(folder)]) == 0
+    assert main(["sample", str(folder), "-n", "4"]) == 0
+    model, _ = Run.open(folder).load()
+    data = load("digits").test
+    states = data.codec.encode(data.items)
+    latents = model.encode(states)
+    assert latents.shape == (len(states), 4 * 2 * 2)
+    spread = latents.view(-1, 4, 4).var((0, 2))
+    assert spread.min() > 0.7 and spread.max() < 1.4  # measured on training pictures
+    with torch.no_grad():
+        error = (model.generate(latents, None) - states).square().mean()
+    assert error < 0.5 * states.var()
+    for words in (
+        ["train", "moons", "--model", "autoencoder"],
+        ["train", "digits", "--model", "autoencoder", "--classes"],
+    ):
+        assert main([*words, "--out", str(tmp_path / "none")]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_cannot_be_is_refused():

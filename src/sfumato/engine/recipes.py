@@ -17,12 +17,12 @@ from sfumato.errors import UserError, choose
 from sfumato.models.base import Spec
 from sfumato.models.diffusion import DiffusionSpec
 from sfumato.models.gan import GANSpec
-from sfumato.models.vae import LadderSpec, VAESpec
+from sfumato.models.vae import GridSpec, LadderSpec, VAESpec
 
 __all__ = ["RECIPES", "Setting"]
 
 Game = Literal["relativistic", "non-saturating"]
-Pair = TypeVar("Pair", GANSpec, VAESpec, LadderSpec)
+Pair = TypeVar("Pair", GANSpec, VAESpec, LadderSpec, GridSpec)
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ GAN_BATCH = 32
 """Pictures a step of a GAN."""
 TUTORIAL_BATCH, TUTORIAL_LR = 128, 2e-4
 """Of DCGAN (Radford et al. 1511.06434, section 4)."""
+GRID_LEVELS = 3
+"""Of a VAE with a grid of latents; each but the first halves the sides."""
 RUNGS = 3
 """Levels of a ladder for points; for pictures they are those of the networks."""
 DIFFUSIONS = ("coupling", "schedule", "parameterisation", "weighting", "likelihood", "learn_variance")
@@ -210,6 +212,19 @@ def ladder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -
     return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr, CHEAP if setting.points else None)
 
 
+def autoencoder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
+    """Choose for a VAE with a grid of latents; arguments as for :func:`diffusion`."""
+    _refuse(asked, *DIFFUSIONS, "optimizer", "precision", "shard", model="autoencoder")
+    lr = _of_autoencoders(asked, choices)
+    latent = choices.take("latent", None, 4, "channels of the grid, one vector for each 4x4 pixels")
+    levels = _levels(setting)
+    levels["widths"] = (*levels["widths"], *GRID_LEVELS * levels["widths"][-1:])[:GRID_LEVELS]
+    classes = len(dataset.classes) if asked.classes else 0
+    model = GridSpec(**levels, latent=latent, classes=classes, sigma_data=_spread(dataset, choices, False))
+    model.build(dataset.codec)  # refuses points
+    return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr)
+
+
 def _of_autoencoders(asked: Asked, choices: Choices) -> float:
     """Choose what both kinds share, and return the learning rate."""
     choices.take("optimizer", None, "adamw", "the usual one")
@@ -225,8 +240,9 @@ RECIPES: dict[str, Callable[[Dataset, Asked, Setting, Choices], Recipe]] = {
     "dcgan": dcgan,
     "vae": vae,
     "ladder": ladder,
+    "autoencoder": autoencoder,
 }
-"""By name: families, and what a tutorial gives."""
+"""By name: families, and of the GAN what a tutorial gives."""
 
 
 def _as_large(spec: Pair, dataset: Dataset, setting: Setting, choices: Choices) -> Pair:

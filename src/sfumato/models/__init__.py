@@ -3,9 +3,11 @@
 from sfumato.models.base import Spec
 from sfumato.models.diffusion import DiffusionSpec
 from sfumato.models.gan import GANSpec
-from sfumato.models.vae import LadderSpec, VAESpec
+from sfumato.models.vae import GridSpec, LadderSpec, VAESpec
 
 __all__ = ["FAMILIES"]
 
-FAMILIES: dict[str, type[Spec]] = {"diffusion": DiffusionSpec, "gan": GANSpec, "vae": VAESpec, "ladder": LadderSpec}
+FAMILIES: dict[str, type[Spec]] = {
+    spec.family: spec for spec in (DiffusionSpec, GANSpec, VAESpec, LadderSpec, GridSpec)
+}
 """What can be trained, by name."""

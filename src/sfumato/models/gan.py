@@ -34,7 +34,7 @@ from sfumato.models.base import Pushforward, Spec
 from sfumato.nn import Critic, Decoder, Encoder, Generator
 from sfumato.nn.vectors import everywhere
 
-__all__ = ["GAMES", "GAN", "GANSpec", "Game"]
+__all__ = ["GAMES", "GAN", "GANSpec", "Game", "lost"]
 
 
 class Game(NamedTuple):
@@ -144,31 +144,8 @@ class GAN(Pushforward):
         """
         z = randn_like(x_0.new_empty(len(x_0), self.latent), rng)
         made = self.generator(z, cond)
-        real, fake = (x.detach().requires_grad_() for x in (x_0 / self.sigma_data, made))
-        c_real, c_fake = (self.critic(x, cond)[:, 0] for x in (real, fake))
-        critic = self.game.critic(c_real, c_fake)
-        loss, by_c = self._generators(c_real.detach(), c_fake.detach())
-        if self.gamma:
-            at_real, at_fake = torch.autograd.grad((c_real.sum(), c_fake.sum()), (real, fake), create_graph=True)
-            critic = critic + self.gamma / 2 * sum(g.square().flatten(1).sum(1) for g in (at_real, at_fake))
-            pull = everywhere(by_c, x_0.shape[1:]) * at_fake.detach()
-        else:
-            (pull,) = torch.autograd.grad(c_fake, fake, by_c, retain_graph=True)
-        moved = (pull * made).flatten(1).sum(1)
-        return critic + loss + moved - moved.detach()
-
-    def _generators(self, c_real: Tensor, c_fake: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss (2) of each example, and its derivative by what the critic said of what was made.
-
-        Args:
-            c_real: (B,) what the critic said of the data.
-            c_fake: (B,) and of what was made.
-        """
-        with torch.enable_grad():
-            says = c_fake.requires_grad_()
-            loss = self.game.generator(c_real, says)
-            (by_c,) = torch.autograd.grad(loss.sum(), says)
-        return loss.detach(), by_c
+        of_critic, of_generator = lost(self.critic, x_0 / self.sigma_data, made, cond, self.game, self.gamma)
+        return of_critic + of_generator
 
     def generate(self, z: Tensor, cond: Tensor | None) -> Tensor:
         out: Tensor = self.sigma_data * self.generator(z, cond)
@@ -185,3 +162,33 @@ class GAN(Pushforward):
         made = self.generator(torch.zeros(len(x_0), self.latent, device=self.device), cond)
         out: Tensor = self.critic(made, cond)
         return out
+
+
+def lost(
+    critic: nn.Module, x: Tensor, made: Tensor, cond: Tensor | None, game: Game, gamma: float
+) -> tuple[Tensor, Tensor]:
+    """Return what a critic loses, (B,), with its gradient by the critic alone, and a generator, (B,), by what it made.
+
+    Args:
+        critic: from data and labels to (B, 1).
+        x: (B, ...) data.
+        made: (B, ...) by a generator.
+        cond: (B,) labels, if the critic takes them.
+        game: what the players lose.
+        gamma: weight of the penalties; 0 for none.
+    """
+    real, fake = (each.detach().requires_grad_() for each in (x, made))
+    c_real, c_fake = (critic(each, cond)[:, 0] for each in (real, fake))
+    of_critic = game.critic(c_real, c_fake)
+    with torch.enable_grad():
+        says = c_fake.detach().requires_grad_()
+        of_generator = game.generator(c_real.detach(), says)
+        (by_c,) = torch.autograd.grad(of_generator.sum(), says)
+    if gamma:
+        at_real, at_fake = torch.autograd.grad((c_real.sum(), c_fake.sum()), (real, fake), create_graph=True)
+        of_critic = of_critic + gamma / 2 * sum(g.square().flatten(1).sum(1) for g in (at_real, at_fake))
+        pull = everywhere(by_c, x.shape[1:]) * at_fake.detach()
+    else:
+        (pull,) = torch.autograd.grad(c_fake, fake, by_c, retain_graph=True)
+    moved = (pull * made).flatten(1).sum(1)
+    return of_critic, of_generator.detach() + moved - moved.detach()

@@ -1,5 +1,5 @@
-"""A variational autoencoder with the noise that fits its decoder; of one layer of latents with a prior that is learned,
-or of a ladder of them.
+"""A variational autoencoder with the noise that fits its decoder: of one layer of latents with a prior that is learned,
+of a ladder of them, or of a grid of them to learn another model on. Their networks are in autoencoder.py.
 
 With the encoder q(z|x) and the decoder p(x|z) = N(D(z), sigma^2), N numbers in x,
 
@@ -25,47 +25,57 @@ the prior that it was trained with; see nn/ladder.py. For K draws z_k ~ q(z|x),
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sfumato.data.codec import Codec
-from sfumato.dist import Normal, Rng
+from sfumato.dist import Rng
 from sfumato.errors import UserError
+from sfumato.models.autoencoder import Autoencoder, Flat, Grid, Inferred, Ladder
 from sfumato.models.base import Pushforward, Spec
-from sfumato.nn import Decoder, Down, Encoder, Flow, Up
+from sfumato.models.gan import GAMES, lost
+from sfumato.nn import Decoder, Down, Encoder, Flow, GridDecoder, GridEncoder, Up
 
-__all__ = ["VAE", "Autoencoder", "Flat", "Ladder", "LadderSpec", "LadderVAE", "VAESpec"]
+__all__ = ["VAE", "GridSpec", "GridVAE", "LadderSpec", "LadderVAE", "VAESpec"]
 
-LOG_STD = (-8.0, 3.0)  # between which the encoder's log s stays
 DRAWS = 64  # of a bound
 
 
 @dataclass(frozen=True)
-class VAESpec(Spec):
+class AutoencoderSpec(Spec):
+    """What all VAEs are built by.
+
+    Attributes:
+        widths: hidden channels of each level, the finest first; of points, (width,), or of a ladder one for each level.
+        blocks: residual blocks a level.
+        latent: length of z; of a ladder and of a grid its channels at every place, of a ladder of points its numbers.
+        beta: weight of the divergence from the prior in training.
+        sigma_data: the data's standard deviation.
+    """
+
+    widths: tuple[int, ...]
+    blocks: int
+    latent: int = 4
+    beta: float = 1.0
+    sigma_data: float = 0.5
+
+
+@dataclass(frozen=True)
+class VAESpec(AutoencoderSpec):
     """All that is needed to build an untrained VAE of one layer of latents.
 
     Attributes:
-        widths: hidden channels of each level, the finest first; (width,) for points.
-        blocks: residual blocks a level.
-        latent: length of z.
-        beta: weight of the divergence from the prior in training.
         prior: hidden width of the prior's couplings.
-        sigma_data: the data's standard deviation.
     """
 
     family: ClassVar[str] = "vae"
 
-    widths: tuple[int, ...]
-    blocks: int
     latent: int = 32
-    beta: float = 1.0
     prior: int = 64
-    sigma_data: float = 0.5
 
     def words(self) -> str:
         widths = "-".join(map(str, self.widths))
@@ -83,24 +93,10 @@ class VAESpec(Spec):
 
 
 @dataclass(frozen=True)
-class LadderSpec(Spec):
-    """All that is needed to build an untrained VAE with latents at every level of its networks.
-
-    Attributes:
-        widths: hidden channels of each level, the finest first; of points, a width for each level.
-        blocks: residual blocks a level.
-        latent: latent channels of each level; of points, numbers.
-        beta: weight of the divergence from the prior in training.
-        sigma_data: the data's standard deviation.
-    """
+class LadderSpec(AutoencoderSpec):
+    """All that is needed to build an untrained VAE with latents at every level of its networks."""
 
     family: ClassVar[str] = "ladder"
-
-    widths: tuple[int, ...]
-    blocks: int
-    latent: int = 4
-    beta: float = 1.0
-    sigma_data: float = 0.5
 
     def words(self) -> str:
         return f"ladder {'-'.join(map(str, self.widths))}, {self.latent} latent channels a level, beta {self.beta:g}"
@@ -112,114 +108,34 @@ class LadderSpec(Spec):
         return LadderVAE(networks, codec, tuple(classes), latent, self.beta, self.sigma_data)
 
 
-class Inferred(NamedTuple):
-    """What an autoencoder makes of data.
+@dataclass(frozen=True)
+class GridSpec(AutoencoderSpec):
+    """All that is needed to build an untrained VAE with a grid of latents at its coarsest level, for pictures.
 
     Attributes:
-        made: (B, ...) D(z).
-        kl: (B,) KL of (1), in nats.
-        ratio: (B,) log p(z) - log q(z|x), with the prior that samples have.
-        second: (B,) (3), if there is a second stage.
+        adversary: weight of what a critic says of the pictures that it makes; 0 for no critic.
     """
 
-    made: Tensor
-    kl: Tensor
-    ratio: Tensor
-    second: Tensor | float
+    family: ClassVar[str] = "autoencoder"
 
+    adversary: float = 0.0
 
-class Autoencoder(nn.Module, ABC):
-    """The networks of a VAE."""
+    def words(self) -> str:
+        widths = "-".join(map(str, self.widths))
+        return f"encoder and decoder {widths}, {self.latent} latent channels, beta {self.beta:g}"
 
-    @property
-    @abstractmethod
-    def decoder(self) -> nn.Module:
-        """The one that draws."""
-
-    @abstractmethod
-    def infer(self, x: Tensor, cond: Tensor | None, rng: Rng = None) -> Inferred:
-        """Draw z ~ q(z|x) and decode it.
-
-        Args:
-            x: (B, ...) data of unit variance.
-            cond: (B,) labels.
-            rng: for z.
-        """
-
-    @abstractmethod
-    def generate(self, z: Tensor, cond: Tensor | None) -> Tensor:
-        """Return D of the latents that standard normal numbers (B, latent) stand for."""
-
-
-class Flat(Autoencoder):
-    """One layer of latents.
-
-    Args:
-        encoder: from data of unit variance and labels to m and log s, (B, 2 latent).
-        decoder: from z (B, latent) and labels to such data.
-        prior: of z.
-    """
-
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: Flow) -> None:
-        super().__init__()
-        self.encoder, self.decode, self.prior = encoder, decoder, prior
-
-    @property
-    def decoder(self) -> nn.Module:
-        return self.decode
-
-    def infer(self, x: Tensor, cond: Tensor | None, rng: Rng = None) -> Inferred:
-        mean, log_std = self.encoder(x, cond).chunk(2, 1)
-        q = Normal(mean, log_std.clamp(*LOG_STD).exp())
-        z = q.sample(rng)
-        kl = q.kl(Normal(torch.zeros_like(z), torch.ones_like(z)))
-        second = -self.prior.log_prob(z.detach(), cond)
-        return Inferred(self.decode(z, cond), kl, -second.detach() - q.log_prob(z), second)
-
-    def generate(self, z: Tensor, cond: Tensor | None) -> Tensor:
-        made: Tensor = self.decode(self.prior.inverse(z, cond), cond)
-        return made
-
-
-class Ladder(Autoencoder):
-    """Latents at every level.
-
-    Args:
-        up: finds what is in the data.
-        down: infers and draws.
-    """
-
-    def __init__(self, up: Up, down: Down) -> None:
-        super().__init__()
-        self.up, self.down = up, down
-
-    @property
-    def decoder(self) -> nn.Module:
-        return self.down
-
-    def infer(self, x: Tensor, cond: Tensor | None, rng: Rng = None) -> Inferred:
-        found = self.up(x)[::-1]
-        kl, ratio = x.new_zeros(len(x)), x.new_zeros(len(x))
-
-        def draw(k: int, h: Tensor, law: tuple[Tensor, Tensor]) -> Tensor:
-            nonlocal kl, ratio
-            shift, scale = self.down.relative(k, h, found[k])
-            std = law[1].clamp(*LOG_STD).exp()
-            p, q = Normal(law[0], std), Normal(law[0] + std * shift, std * scale.clamp(*LOG_STD).exp())
-            z = q.sample(rng)
-            kl, ratio = kl + q.kl(p), ratio + p.log_prob(z) - q.log_prob(z)
-            return z
-
-        return Inferred(self.down(len(x), cond, draw), kl, ratio, 0.0)
-
-    def generate(self, z: Tensor, cond: Tensor | None) -> Tensor:
-        parts = torch.split(z, [math.prod(shape) for shape in self.down.shapes], 1)
-
-        def draw(k: int, h: Tensor, law: tuple[Tensor, Tensor]) -> Tensor:
-            return law[0] + law[1].clamp(*LOG_STD).exp() * parts[k].view(len(z), *self.down.shapes[k])
-
-        made: Tensor = self.down(len(z), cond, draw)
-        return made
+    def build(self, codec: Codec, classes: Sequence[str] = ()) -> VAE:
+        if len(codec.dims) < 3:
+            raise UserError("an autoencoder with a grid of latents is for pictures, and these are points")
+        if self.classes:
+            raise UserError("an autoencoder with a grid of latents takes no classes: leave --classes out")
+        if self.adversary < 0:
+            raise UserError(f"the adversary's weight must not be negative, got {self.adversary}")
+        encoder = GridEncoder(codec.dims, 2 * self.latent, self.widths, self.blocks)
+        decoder = GridDecoder(codec.dims, self.latent, self.widths, self.blocks)
+        networks = Grid(encoder, decoder, (self.latent, *decoder.sides))
+        critic = Encoder(codec.dims, 1, self.widths, self.blocks) if self.adversary else None
+        return GridVAE(networks, codec, self.beta, self.sigma_data, critic, self.adversary)
 
 
 class VAE(Pushforward):
@@ -272,7 +188,12 @@ class VAE(Pushforward):
         found, error = self._infer(x_0, cond, rng)
         best = error.detach().mean()  # (2); the gradient of its logarithm is that of error / best
         described = (best.log() + math.log(2 * math.pi) + error / best) / 2
-        return described + (self.beta * found.kl + found.second) / x_0[0].numel()
+        told = self._told(x_0 / self.sigma_data, cond, found)
+        return described + (self.beta * found.kl + found.second) / x_0[0].numel() + told
+
+    def _told(self, x: Tensor, cond: Tensor | None, found: Inferred) -> Tensor | float:
+        """Return what is lost beside the bound, (B,)."""
+        return 0.0
 
     def _infer(self, x_0: Tensor, cond: Tensor | None, rng: Rng) -> tuple[Inferred, Tensor]:
         """Return what the networks make of data, and |x - D(z)|^2 / N in units of the data's variance, (B,)."""
@@ -282,8 +203,9 @@ class VAE(Pushforward):
 
     @torch.no_grad()
     def measure(self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None) -> list[Tensor]:
+        moved = self.networks.measure(x_0 / self.sigma_data, cond)
         self.noise_std.copy_(self._infer(x_0, cond, rng)[1].mean().sqrt())
-        return [self.noise_std]
+        return [self.noise_std, *moved]
 
     @property
     def measured(self) -> bool:
@@ -306,8 +228,7 @@ class VAE(Pushforward):
         Raises:
             UserError: sigma is not measured yet, or no draw is asked for.
         """
-        if not self.measured:
-            raise UserError("the noise of this VAE's decoder is not measured: train the run to its end")
+        self._need_measured()
         if draws < 1:
             raise UserError(f"the bound needs at least one draw, got {draws}")
         n, variance = x_0[0].numel(), float(self.noise_std) ** 2
@@ -317,6 +238,24 @@ class VAE(Pushforward):
             told = -n * (error.double() / variance + math.log(2 * math.pi * variance * self.sigma_data**2)) / 2
             weights.append(told + found.ratio.double())
         return torch.stack(weights).logsumexp(0) - math.log(draws)
+
+    @torch.no_grad()
+    def encode(self, x_0: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Return the latents of data, (B, latent), of which :meth:`generate` makes data like them.
+
+        Args:
+            x_0: (B, ...) data.
+            cond: (B,) labels, if the networks take them.
+
+        Raises:
+            UserError: the prior is not measured yet.
+        """
+        self._need_measured()
+        return self.networks.encode(x_0 / self.sigma_data, cond)
+
+    def _need_measured(self) -> None:
+        if not self.measured:
+            raise UserError("the noise of this VAE's decoder is not measured: train the run to its end")
 
     def generate(self, z: Tensor, cond: Tensor | None) -> Tensor:
         return self.sigma_data * self.networks.generate(z, cond)
@@ -337,3 +276,37 @@ class LadderVAE(VAE):
     """A VAE with latents at every level."""
 
     family: ClassVar[str] = "ladder"
+
+
+class GridVAE(VAE):
+    """A VAE with a grid of latents, which may hear a critic: its pictures are sharper, and farther from the data.
+
+    Args:
+        networks: of pictures of unit variance.
+        codec: between the user's items and states.
+        beta: weight of the divergence from the prior in training.
+        sigma_data: the data's standard deviation.
+        critic: from pictures of unit variance to (B, 1), or None.
+        adversary: weight of what it says.
+    """
+
+    family: ClassVar[str] = "autoencoder"
+
+    def __init__(
+        self,
+        networks: Grid,
+        codec: Codec,
+        beta: float = 1.0,
+        sigma_data: float = 0.5,
+        critic: nn.Module | None = None,
+        adversary: float = 0.0,
+    ) -> None:
+        super().__init__(networks, codec, (), math.prod(networks.shape), beta, sigma_data)
+        self.critic, self.adversary = critic, adversary
+        self.momentum = critic is None
+
+    def _told(self, x: Tensor, cond: Tensor | None, found: Inferred) -> Tensor | float:
+        if self.critic is None:
+            return 0.0
+        of_critic, of_generator = lost(self.critic, x, found.made, cond, GAMES["relativistic"], 1.0)
+        return of_critic + self.adversary * of_generator

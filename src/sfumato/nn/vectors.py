@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sfumato.nn.layers import started
 
-__all__ = ["Decoder", "Encoder", "Up"]
+__all__ = ["Decoder", "Encoder", "Paint", "Up"]
 
 SLOPE = 0.2
 FEWER = 4  # times fewer channels where pictures become vectors
@@ -43,13 +43,11 @@ class Decoder(nn.Module):
 
     def __init__(self, dims: Sequence[int], latent: int, widths: Sequence[int], blocks: int, classes: int = 0) -> None:
         super().__init__()
-        self.dims, self.sides = tuple(dims), coarsest(dims, widths)
+        self.sides = coarsest(dims, widths)
         self.label = nn.Embedding(classes, latent) if classes else None
         self.inlet = started(nn.Linear(latent * (2 if classes else 1), flat(widths, self.sides)))
         self.spread = started(nn.Conv2d(widths[-1] // FEWER, widths[-1], 1)) if self.sides else None
-        self.levels = nn.ModuleList(level(dims, width, blocks, len(widths)) for width in reversed(widths))
-        self.narrow = nn.ModuleList(layer(dims, a, b, side=1) for a, b in pairwise(reversed(widths)))
-        self.outlet = layer(dims, widths[0], dims[0], GAIN)
+        self.paint = Paint(dims, widths, blocks)
 
     def forward(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
         """Vectors (B, latent) of unit variance and labels (B,) to (B, *dims).
@@ -62,6 +60,28 @@ class Decoder(nn.Module):
         h: Tensor = self.inlet(z)
         if self.spread is not None:
             h = self.spread(h.view(len(h), -1, *self.sides).contiguous(memory_format=torch.channels_last))
+        out: Tensor = self.paint(h)
+        return out
+
+
+class Paint(nn.Module):
+    """From features of the coarsest level (B, widths[-1], ...) to data (B, *dims).
+
+    Args:
+        dims: (channels, height, width) of pictures, or (dim,) of points.
+        widths: hidden channels of each level, the finest first.
+        blocks: residual blocks of each level.
+    """
+
+    def __init__(self, dims: Sequence[int], widths: Sequence[int], blocks: int) -> None:
+        super().__init__()
+        self.dims = tuple(dims)
+        self.levels = nn.ModuleList(level(dims, width, blocks, len(widths)) for width in reversed(widths))
+        self.narrow = nn.ModuleList(layer(dims, a, b, side=1) for a, b in pairwise(reversed(widths)))
+        self.outlet = layer(dims, widths[0], dims[0], GAIN)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """(B, widths[-1], ...) to (B, *dims)."""
         for k, blocks in enumerate(self.levels):
             if k:
                 h = self.narrow[k - 1](doubled(h))

@@ -18,7 +18,7 @@ Count = Annotated[int, tyro.conf.arg(aliases=["-n"])]
 """How many."""
 Class = Annotated[str | None, tyro.conf.arg(name="class")]
 """A class, under a name that Python keeps for itself."""
-Model = Literal["diffusion", "gan", "vae", "ladder", "plain-gan", "dcgan"]
+Model = Literal["diffusion", "gan", "vae", "ladder", "autoencoder", "plain-gan", "dcgan"]
 """A key of ``sfumato.engine.recipes.RECIPES``, which is not imported for it."""
 Size = Literal["tiny", "small", "base"]
 """Of a network."""

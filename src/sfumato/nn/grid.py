@@ -1,0 +1,57 @@
+"""Networks between pictures and a grid of vectors, each of which stands where what it tells of is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from sfumato.nn.vectors import GAIN, Paint, Up, active, coarsest, layer
+
+__all__ = ["GridDecoder", "GridEncoder"]
+
+
+class GridEncoder(nn.Module):
+    """From pictures (B, *dims) to (B, out, height, width) of the coarsest level.
+
+    Args:
+        dims: (channels, height, width) of the pictures.
+        out: channels of the grid.
+        widths: hidden channels of each level, the finest first; every level but the first halves the sides.
+        blocks: residual blocks of each level.
+    """
+
+    def __init__(self, dims: Sequence[int], out: int, widths: Sequence[int], blocks: int) -> None:
+        super().__init__()
+        self.up = Up(dims, widths, blocks)
+        self.outlet = layer(dims, widths[-1], out, GAIN)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pictures (B, *dims) of unit variance to (B, out, height, width)."""
+        found: Tensor = self.outlet(active(self.up(x)[-1]))
+        return found
+
+
+class GridDecoder(nn.Module):
+    """From (B, latent, height, width) to pictures (B, *dims).
+
+    Attributes:
+        sides: (height, width) of the grid.
+
+    Args:
+        dims: (channels, height, width) of the pictures.
+        latent: channels of the grid.
+        widths: hidden channels of each level, the finest first.
+        blocks: residual blocks of each level.
+    """
+
+    def __init__(self, dims: Sequence[int], latent: int, widths: Sequence[int], blocks: int) -> None:
+        super().__init__()
+        self.sides = coarsest(dims, widths)
+        self.inlet = layer(dims, latent, widths[-1])
+        self.paint = Paint(dims, widths, blocks)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """(B, latent, height, width) to pictures (B, *dims) of unit variance."""
+        out: Tensor = self.paint(self.inlet(z))
+        return out
