@@ -18,7 +18,7 @@ from sfumato.data import load
 from sfumato.data.image import ImageCodec
 from sfumato.denoise import Given
 from sfumato.density import Density, flow_logp
-from sfumato.engine import likelihood as module
+from sfumato.engine import examples as module
 from sfumato.engine.config import Config
 from sfumato.engine.examples import alone, foreign
 from sfumato.engine.likelihood import auroc, mean

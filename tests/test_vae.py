@@ -1,5 +1,6 @@
 """The VAE against a linear one whose likelihood is known, and its prior against what a density must do."""
 
+import json
 import math
 
 import pytest
@@ -9,6 +10,8 @@ from torch import nn
 from sfumato.cli import main
 from sfumato.data import load
 from sfumato.dist import Normal
+from sfumato.engine.examples import chosen
+from sfumato.engine.likelihood import CHAIN
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
 from sfumato.models.autoencoder import Flat, Grid, Ladder
@@ -196,16 +199,9 @@ def test_what_is_encoded_is_decoded_from_the_mean_of_the_posterior(kind):
     x = torch.randn(4, *((1, 8, 8) if kind == "grid" else (2,)), dtype=torch.float64)
     networks.measure(x, None)
     made = networks.generate(networks.encode(x, None), None)
-    if kind == "flat" or kind == "grid":
-        expected = networks.decode(networks.encoder(x).chunk(2, 1)[0])
-    else:  # the way down of inference, without noise
-
-        class Still(torch.Generator):
-            pass
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Normal, "sample", lambda self, rng=None: self.mean)
-            expected = networks.infer(x, None).made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Normal, "sample", lambda self, rng=None: self.mean)
+        expected = networks.infer(x, None).made
     torch.testing.assert_close(made, expected)
 
 
@@ -264,8 +260,8 @@ def test_a_ladder_is_trained_and_drawn_from(tmp_path, capsys):
     states, labels = data.test.codec.encode(data.test.items[:200]), data.test.labels[:200]
     bounds = [model.bound(states, labels, torch.Generator().manual_seed(0), k).mean().item() for k in (1, 64)]
     assert bounds[0] < bounds[1]
-    assert main(["likelihood", str(folder)]) == 2
-    assert "and this is a ladder" in capsys.readouterr().err
+    assert main(["likelihood", str(folder), "-n", "20"]) == 0
+    assert "bound (draws of the latents: 64)" in capsys.readouterr().out
 
 
 def test_a_run_is_trained_drawn_from_and_bounds_what_it_has_seen(tmp_path, capsys):
@@ -281,8 +277,17 @@ def test_a_run_is_trained_drawn_from_and_bounds_what_it_has_seen(tmp_path, capsy
     wrong = model.bound(states, 1 - labels, torch.Generator().manual_seed(0)).mean()
     normal = torch.distributions.Normal(states.mean(0), states.std(0)).log_prob(states).sum(1).mean()
     assert told > normal > wrong  # than a Gaussian of the same mean and spread; than the other class's
-    assert main(["likelihood", str(folder)]) == 2
-    assert "needs a diffusion model, and this is a vae" in capsys.readouterr().err
+    assert main(["likelihood", str(folder), "ring8", "-n", "50"]) == 2  # whose classes are others
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["likelihood", str(folder), "-n", "50"]) == 0
+    out = capsys.readouterr().out
+    assert "bound (draws of the latents: 64)" in out and "flow" not in out
+    summary = json.loads((folder / "likelihood" / "moons" / "summary.json").read_text())
+    some = chosen(data, model, 50, 0)
+    x, rng = data.codec.encode(some.items), some.streams(0, CHAIN, 0)
+    nats = -model.bound(x, some.labels, rng).mean().item() - data.codec.log_volume()
+    assert summary["parts"][0]["bits_per_dim"]["density"]["value"] == pytest.approx(nats / (2 * math.log(2)), abs=1e-6)
+    assert (folder / "likelihood" / "moons" / "extremes.png").exists()
 
 
 def test_an_autoencoder_with_a_grid_is_trained_and_brings_held_out_pictures_back(tmp_path, capsys):

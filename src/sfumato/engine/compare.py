@@ -18,7 +18,6 @@ import torch
 
 from sfumato.data import Dataset
 from sfumato.data import load as load_data
-from sfumato.dist import rand
 from sfumato.engine.asked import Asked, seconds_of
 from sfumato.engine.begin import RUNS, begin, go_on
 from sfumato.engine.contest import MODELS, TOLERANCE, Contest, Entrant, Terms
@@ -224,13 +223,12 @@ def _bits(model: GenerativeModel, dataset: Dataset) -> float | None:
     asked = chosen(dataset, model, BITS, 0)
     for some in asked.batches(model.batch):
         rng = some.streams(0, DEQUANTISE)
-        states = codec.encode(some.items)
-        x = (states + codec.level_width * (rand(states, rng) - 0.5).to(states.dtype)).to(model.device)
+        x = some.spread(codec, rng).to(model.device)
         cond = some.labels.to(model.device) if model.classes and some.labels is not None else None
         bound = model.bound(x, cond, rng)
         if bound is None:
             return None
-        nats -= float(bound.sum()) + len(states) * codec.log_volume()
+        nats -= float(bound.sum()) + len(x) * codec.log_volume()
     return nats / (len(asked.index) * math.prod(codec.dims) * math.log(2))
 
 

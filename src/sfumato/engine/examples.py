@@ -18,7 +18,7 @@ from sfumato.data import Codec, Dataset
 from sfumato.data import load as load_data
 from sfumato.data.image import ImageCodec, Pictures
 from sfumato.data.source import Item
-from sfumato.dist import stream
+from sfumato.dist import Rng, rand, stream
 from sfumato.errors import UserError
 from sfumato.models.base import GenerativeModel
 
@@ -54,6 +54,16 @@ class Examples:
         for some in torch.split(torch.arange(len(self.index)), size):
             labels = None if self.labels is None else self.labels[some]
             yield replace(self, items=self.items[some], labels=labels, index=self.index[some])
+
+    def spread(self, codec: Codec, rng: Rng) -> Tensor:
+        """Return the states of all, every value drawn evenly over the bin of its level, (n, *dims).
+
+        Args:
+            codec: of the model.
+            rng: for the places in the bins.
+        """
+        states = codec.encode(self.items)
+        return states + (codec.level_width * (rand(states, rng) - 0.5)).to(states.dtype)
 
     def streams(self, *keys: int) -> list[torch.Generator]:
         """Return a generator for each example, a function of the keys and its index."""

@@ -1,4 +1,5 @@
-"""What a run's model thinks data are worth: log p of every example through the flow, and bounds on it by the chain.
+"""What a run's model thinks data are worth: log p of every example through the flow, and bounds on it by the chain; of
+a VAE its bound.
 
 With x the state of an item, d its numbers and V the codec's ``log_volume``, in nats:
 
@@ -39,13 +40,13 @@ from torch import Tensor
 from sfumato.data import Codec, Dataset
 from sfumato.denoise import Given
 from sfumato.density import Density, Discretised, flow_logp, vlb
-from sfumato.dist import rand
 from sfumato.engine.examples import Examples, alone, chosen, foreign, levels_of
 from sfumato.engine.progress import duration, watch
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
 from sfumato.files import write_atomic
 from sfumato.models.diffusion import Diffusion, need_diffusion
+from sfumato.models.vae import DRAWS, VAE
 
 __all__ = ["How", "Likelihood", "Measured", "Value", "auroc", "likelihood", "mean"]
 
@@ -108,7 +109,7 @@ class Measured:
     Attributes:
         examples: they.
         columns: by name of the column in examples.csv, one number for each example.
-        bits: mean bits/dim by "flow", "density" and, of data with levels, "levels".
+        bits: mean bits/dim by "flow", "density" and, of data with levels, "levels"; of a VAE by "density" alone.
         trivial: the mean bits/dim of trivial models, by what they do.
     """
 
@@ -116,6 +117,13 @@ class Measured:
     columns: dict[str, Floats]
     bits: dict[str, Value]
     trivial: dict[str, float]
+
+    @property
+    def best(self) -> tuple[Floats, str]:
+        """Bits/dim of each example by the best that the model tells, and what that is."""
+        if "flow" in self.bits:
+            return self.columns["bits_per_dim"], "the flow"
+        return self.columns["density_bits_per_dim"], "the bound"
 
 
 @dataclass(frozen=True)
@@ -145,10 +153,11 @@ class Likelihood:
     def lines(self) -> list[str]:
         """Return the report, a line for each value."""
         how = self.how
+        flow = all("flow" in part.bits for part in self.parts)
         trace = "exact trace" if how.exact else f"probes: {how.probes}"
         words = {
             "flow": f"flow ({trace}, draws: {how.draws})",
-            "density": f"bound (calls: {how.vlb_calls})",
+            "density": f"bound (calls: {how.vlb_calls})" if flow else f"bound (draws of the latents: {DRAWS})",
             "levels": f"bound on P(levels) (calls: {how.vlb_calls})",
         }
         lines = []
@@ -175,14 +184,14 @@ def likelihood(folder: Path, data: str | None, how: How, out: Path | None, devic
         device: where to compute.
 
     Raises:
-        UserError: no such run or data, data that cannot be brought to its shape or have other classes, data that are
-            gone, or ``out`` holds other files.
+        UserError: no such run or data, a model that tells nothing of log p, data that cannot be brought to its shape or
+            have other classes, data that are gone, or ``out`` holds other files.
     """
     started, run = time.monotonic(), Run.open(folder)
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; choose another --out")
     loaded, weights = run.load(device=device, precision="fp32")
-    model = need_diffusion(loaded, "log p")
+    model = loaded if isinstance(loaded, VAE) else need_diffusion(loaded, "log p")
     own = run.dataset()
     datasets, notes = [own], _notes(run, own)
     if data is not None and data != run.config.data:
@@ -193,7 +202,8 @@ def likelihood(folder: Path, data: str | None, how: How, out: Path | None, devic
     dims, levels = math.prod(model.codec.dims), levels_of(model.codec)
     how = replace(how, exact=how.exact or dims <= FEW, draws=how.draws if levels else 1)
     model.to(device)
-    with _clock(sum(len(part.index) for part in parts) * (how.draws + bool(levels))) as tick:
+    rounds = how.draws + bool(levels and isinstance(model, Diffusion))
+    with _clock(sum(len(part.index) for part in parts) * rounds) as tick:
         measured = tuple(_measure(model, own, part, how, tick) for part in parts)
     result = Likelihood(
         folder=run.folder / "likelihood" / datasets[-1].name if out is None else out,
@@ -237,14 +247,19 @@ def _clock(total: int) -> Iterator[Tick]:
         show.close()
 
 
-def _measure(model: Diffusion, own: Dataset, examples: Examples, how: How, tick: Tick) -> Measured:
+def _measure(model: Diffusion | VAE, own: Dataset, examples: Examples, how: How, tick: Tick) -> Measured:
     """Measure all examples; ``own`` is what the model was trained on."""
     dims, levels = math.prod(model.codec.dims), levels_of(model.codec)
     size = max(1, min(256, VALUES // (dims * (dims if how.exact else 1))))
-    batches = [_batch(model, some, how, tick) for some in examples.batches(size)]
+    batches = [
+        _batch(model, some, how, tick) if isinstance(model, Diffusion) else _bounds(model, some, how, tick)
+        for some in examples.batches(size)
+    ]
     columns = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    bits = {"flow": mean(columns["bits_per_dim"], float(columns["solver_error"].mean()) / (dims * math.log(2)))}
-    bits |= {name: mean(columns[f"{name}_bits_per_dim"]) for name in ("density", *(["levels"] if levels else []))}
+    bits = {}
+    if "bits_per_dim" in columns:
+        bits["flow"] = mean(columns["bits_per_dim"], float(columns["solver_error"].mean()) / (dims * math.log(2)))
+    bits |= {name: mean(columns[of]) for name in ("density", "levels") if (of := f"{name}_bits_per_dim") in columns}
     trivial = {"trivial: every value drawn alone": alone(own.in_memory().items[:], examples.items, levels)}
     if levels:
         trivial["trivial: all levels equally likely"] = math.log2(levels)
@@ -257,11 +272,10 @@ def _batch(model: Diffusion, some: Examples, how: How, tick: Tick) -> dict[str, 
     cond = some.labels if model.classes else None
     given = Given(model.denoiser, None if cond is None else cond.to(model.device))
     states = codec.encode(some.items).to(model.device)
+    x_0 = [some.spread(codec, some.streams(how.seed, DEQUANTISE, k)).to(model.device) for k in range(how.draws)]
     decoder = Density()  # the flow begins where it does: below its noise no network was trained, and v is rough
     flows, bounds = [], []
-    for k in range(how.draws):
-        u = rand(states, some.streams(how.seed, DEQUANTISE, k)) - 0.5
-        x = states + (codec.level_width * u).to(states.dtype)
+    for k, x in enumerate(x_0):
         flows.append(
             flow_logp(
                 given, x, trace="exact" if how.exact else "hutchinson", probes=how.probes, rtol=how.tolerance,
@@ -293,6 +307,22 @@ def _batch(model: Diffusion, some: Examples, how: How, tick: Tick) -> dict[str, 
     return {name: column.cpu().double().numpy() for name, column in columns.items()}
 
 
+def _bounds(model: VAE, some: Examples, how: How, tick: Tick) -> dict[str, Floats]:
+    """Return the columns of one batch of a model that tells a bound alone; equation (2)."""
+    codec = model.codec
+    cond = some.labels.to(model.device) if model.classes and some.labels is not None else None
+    bounds = []
+    for k in range(how.draws):
+        x = some.spread(codec, some.streams(how.seed, DEQUANTISE, k)).to(model.device)
+        bounds.append(model.bound(x, cond, some.streams(how.seed, CHAIN, k)))
+        tick(len(x))
+    nats = -torch.stack(bounds) - codec.log_volume()
+    spread = nats.std(0) / math.sqrt(how.draws) if how.draws > 1 else torch.full_like(nats[0], math.nan)
+    columns = {"density_nats": nats.mean(0), "density_error": spread}
+    columns["density_bits_per_dim"] = columns["density_nats"] / (math.prod(codec.dims) * math.log(2))
+    return {name: column.cpu().double().numpy() for name, column in columns.items()}
+
+
 def _error_of_mean(errors: list[Tensor]) -> Tensor:
     """Return the standard error of a mean from those of its independent parts."""
     return torch.stack(errors).square().sum(0).sqrt() / len(errors)
@@ -316,10 +346,10 @@ def auroc(own: Floats, other: Floats) -> Value:
 
 
 def _auroc(own: Measured, other: Measured) -> dict[str, Value]:
-    return {
-        "flow": auroc(own.columns["log_p"], other.columns["log_p"]),
-        "density": auroc(-own.columns["density_nats"], -other.columns["density_nats"]),
-    }
+    told = {"density": auroc(-own.columns["density_nats"], -other.columns["density_nats"])}
+    if "flow" in own.bits:
+        told = {"flow": auroc(own.columns["log_p"], other.columns["log_p"])} | told
+    return told
 
 
 def _write(result: Likelihood) -> None:

@@ -140,7 +140,7 @@ def likelihood(
     out: str | None = None,
     device: str | None = None,
 ) -> Likelihood:
-    """Say how likely held-out data are: log p by the flow and bounds on it, in bits/dim, and the extreme examples.
+    """Say how likely held-out data are: log p by the flow and bounds on it, of a vae its bound; show extreme examples.
 
     Args:
         run: folder of a trained run.

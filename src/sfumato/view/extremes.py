@@ -26,13 +26,13 @@ def extremes(result: Likelihood) -> Path:
         UserError: the place cannot be written.
     """
     draw = _clouds if result.codec.kind == "points" else _pictures
-    drawn = [draw(part, result.codec, part.columns["bits_per_dim"].argsort(kind="stable")) for part in result.parts]
+    drawn = [draw(part, result.codec, part.best[0].argsort(kind="stable")) for part in result.parts]
     return write_png(result.folder / "extremes.png", plots.stacked(drawn), result.recipe)
 
 
 def _pictures(part: Measured, codec: Codec, order: NDArray[np.intp]) -> Pixels:
     """Draw pictures, ``order`` from the most to the least likely, each under its bits/dim."""
-    told, bits = part.examples, part.columns["bits_per_dim"]
+    told, (bits, by) = part.examples, part.best
 
     def row(kind: str, chosen: NDArray[np.intp], words: str) -> Pixels:
         cells = [plots.enlarged(codec.picture(told.items[k : k + 1], 1), CELL) for k in chosen.tolist()]
@@ -41,17 +41,17 @@ def _pictures(part: Measured, codec: Codec, order: NDArray[np.intp]) -> Pixels:
 
     return plots.stacked(
         [
-            row("most", order[:SHOWN], "Above each its bits/dim by the flow: fewer bits, more likely; the first most"),
-            row("least", order[::-1][:SHOWN], "Above each its bits/dim by the flow; the first the least likely of all"),
+            row("most", order[:SHOWN], f"Above each its bits/dim by {by}: fewer bits, more likely; the first most"),
+            row("least", order[::-1][:SHOWN], f"Above each its bits/dim by {by}; the first the least likely of all"),
         ]
     )
 
 
 def _clouds(part: Measured, codec: Codec, order: NDArray[np.intp]) -> Pixels:
     """Draw points, ``order`` from the most to the least likely, as clouds of the ends and of all."""
-    told, bits = part.examples, part.columns["bits_per_dim"]
+    told, (bits, by) = part.examples, part.best
     some = max(1, len(order) // SHARE)
     clouds = {"all": order, f"the {some:,} most likely": order[:some], f"the {some:,} least likely": order[-some:]}
     heads = [f"{words}\n{plots.number(bits[chosen].mean(), '.3f')} bits/dim" for words, chosen in clouds.items()]
     cells = [codec.picture(told.items[chosen]) for chosen in clouds.values()]
-    return plots.table(f"{told.name}: {len(order):,} points", "Mean bits/dim by the flow above", [cells], heads)
+    return plots.table(f"{told.name}: {len(order):,} points", f"Mean bits/dim by {by} above", [cells], heads)
