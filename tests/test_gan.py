@@ -57,6 +57,16 @@ def test_loss_and_gradients_are_those_of_the_two_players(game, gamma):
     torch.testing.assert_close(generator.grad, of_generator)
 
 
+def test_a_penalty_of_every_second_example_is_the_same_where_the_gradient_is_everywhere_the_same():
+    x_0, found = torch.randn(6, 2), []
+    for every in (1, 2):
+        model = game_of("relativistic", 0.7)
+        model.every = every
+        model.loss(x_0, None, torch.Generator().manual_seed(3)).sum().backward()
+        found.append(model.critic.layer.weight.grad)
+    torch.testing.assert_close(*found)
+
+
 def test_the_loss_is_the_sum_of_what_both_lose():
     model, x_0 = game_of("relativistic", 0.3), torch.randn(4, 2)
     loss = model.loss(x_0, None, torch.Generator().manual_seed(1))
@@ -216,9 +226,13 @@ def test_a_config_of_another_family_is_refused(trained, tmp_path):
 def test_impossible_networks_are_refused():
     data = load("ring8")
     spec = configure(data, Asked("ring8", model="gan", steps=1, batch=8), Choices()).model
-    for changes, reason in (({"gamma": -1.0}, "gamma"), ({"game": "fair"}, "unknown game 'fair'")):
+    for (key, value), reason in {
+        ("gamma", -1.0): "gamma",
+        ("every", 0): "at least 1",
+        ("game", "fair"): "fair",
+    }.items():
         with pytest.raises(UserError, match=reason):
-            dataclasses.replace(spec, **changes).build(data.codec)
+            dataclasses.replace(spec, **{key: value}).build(data.codec)
     with pytest.raises(UserError, match="hears each example alone"):
         GANSpec((4,), 1, network="dcgan").build(load("digits").codec)
 

@@ -66,7 +66,7 @@ class Down(nn.Module):
             h = h + everywhere(label, self.dims[1:])
         for k, blocks in enumerate(self.levels):
             if k:
-                h = self.narrow[k - 1](doubled(h))
+                h = doubled(self.narrow[k - 1](h))
             mean, log_std = self.prior[k](active(h)).chunk(2, 1)
             h = blocks(h + self.take[k](draw(k, h, (mean, log_std))))
         return cropped(self.outlet(active(h)), self.dims)

@@ -84,7 +84,7 @@ class Paint(nn.Module):
         """(B, widths[-1], ...) to (B, *dims)."""
         for k, blocks in enumerate(self.levels):
             if k:
-                h = self.narrow[k - 1](doubled(h))
+                h = doubled(self.narrow[k - 1](h))  # the order changes nothing but the cost
             h = blocks(h)
         return cropped(self.outlet(active(h)), self.dims)
 
