@@ -1,5 +1,5 @@
-"""Print the README's tables from what train_step.py, sampling.py, memory.py, few_calls.py, time_to_quality.py and
-ablation.py wrote.
+"""Print the README's tables from what train_step.py, sampling.py, memory.py, few_calls.py, time_to_quality.py,
+ablation.py and `sfumato compare` (as results/compare_*.json) wrote.
 
 python bench/tables.py [--spanish]
 """
@@ -9,9 +9,13 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from interleave import read
+
+from sfumato.engine.contest import Contest, Entrant, Terms
+from sfumato.engine.speed import Speed
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, head of the columns after the first, rows."""
@@ -64,6 +68,10 @@ TEXT = {
     "ablation": (
         "{}: held-out loss, {}, medians over {} seeds",
         "{}: pérdida en datos apartados, {}, medianas de {} semillas",
+    ),
+    "contest": (
+        "sfumato compare {} --time {} --seeds {}: medians (least to most)",
+        "sfumato compare {} --time {} --seeds {}: medianas (mínimo a máximo)",
     ),
     "loss": ("loss", "pérdida"),
     "distance": ("distance", "distancia"),
@@ -170,6 +178,14 @@ def ablation(result: dict[str, Any], say: Say) -> Iterator[Table]:
         yield say("ablation").format(name, case["measure"], count), [say("loss"), say("distance")], rows
 
 
+def contest(result: dict[str, Any], say: Say) -> Iterator[Table]:
+    terms = Terms(**result["terms"] | {"models": tuple(result["terms"]["models"])})
+    speeds = {name: Speed(**speed) for name, speed in result["speeds"].items()}
+    held = Contest(Path(), terms, tuple(Entrant.from_dict(record) for record in result["entrants"]), speeds)
+    head, *rows = held.table()
+    yield say("contest").format(terms.data, terms.time, terms.seeds), head[1:], rows
+
+
 TABLES = {
     "train_step": training,
     "sampling": sampling,
@@ -177,6 +193,7 @@ TABLES = {
     "few_calls": few,
     "time_to_quality": quality,
     "ablation": ablation,
+    "compare_digits": contest,
 }
 
 

@@ -16,6 +16,7 @@ from sfumato.cli import main
 from sfumato.data import load
 from sfumato.engine import compare as comparing
 from sfumato.engine.contest import Contest, Entrant, Terms
+from sfumato.engine.course import Recovery
 from sfumato.engine.evaluate import Measure
 from sfumato.engine.run import Run
 from sfumato.engine.speed import Speed
@@ -59,6 +60,24 @@ def test_every_entrant_is_a_run_of_its_own_and_judged_alike(held):
     assert max(counts.values()) <= 1.05 * min(counts.values())
     assert any("one seed" in note for note in record["notes"])
     assert any("a student learns from the diffusion model" in note for note in record["notes"])
+
+
+def test_the_first_seed_tells_its_way_and_how_it_takes_a_spike(held):
+    told_of = {each["model"]: each for each in told(held)["entrants"]}
+    assert all(each["course"] for each in told_of.values())
+    assert told_of["student"]["recovery"] is None
+    assert all(told_of[model]["recovery"]["before"] > 0 for model in ("diffusion", "gan", "vae"))
+    assert "any number of calls" in " ".join(told_of["diffusion"]["abilities"])
+    page = (held / "compare.html").read_text()
+    assert page.count('aria-label="distance against minutes of training"') == 1
+
+
+def test_a_collapse_is_a_recall_of_next_to_nothing():
+    def of(recall):
+        return Entrant("gan", 0, "x", measures=(Measure("recall[x]", recall, 0, 1, 0.9, 0, "high"),))
+
+    contest = Contest(Path("c"), Terms("d", "1s", 3, ("gan",)), (of(0.0), of(0.05), of(0.06)), {})
+    assert "2 of 3" in next(line for line in contest.lines() if "collapsed" in line)
 
 
 def test_the_same_command_again_repeats_nothing(held, monkeypatch, capsys):
@@ -121,8 +140,10 @@ def entrant(model, seed, value, **more):
 
 
 def test_the_table_tells_medians_ends_and_failures():
+    first = entrant("gan", 0, 3.0, recovery=Recovery(2.0, None, 5.0), abilities=("smoke",))
     entrants = (
-        *(entrant("gan", k, value) for k, value in enumerate((3.0, 1.0, 8.0))),
+        first,
+        *(entrant("gan", k, value) for k, value in enumerate((1.0, 8.0), 1)),
         entrant("vae", 0, 2.0),
         Entrant("vae", 1, "runs/vae-1", failed="broke"),
         entrant("vae", 2, 4.0),
@@ -132,6 +153,8 @@ def test_the_table_tells_medians_ends_and_failures():
     lines = {line.split("  ")[1]: line for line in contest.lines() if line.startswith("  ")}
     assert "3 (1 to 8)" in lines["frechet[x]"] and "3 (2 to 4)" in lines["frechet[x]"]
     assert lines["frechet[x]"].endswith("0.25")
+    assert lines["distance after 10x the lr (at once)"].split()[7:] == ["2.5x", "(lost)", "-"]
+    assert lines["can give smoke"].split()[-2:] == ["yes", "-"]
     assert "0 of 3" in lines["failed"] and "1 of 3" in lines["failed"]
     assert "1,234 (64 at a time)" in lines["samples/s at best"]
     assert lines["network calls a sample"].split()[-1] == "-"  # of the VAE nothing was timed
@@ -167,6 +190,21 @@ def test_data_without_a_held_out_part_are_refused(tmp_path, capsys):
     (tmp_path / "points.csv").write_text("\n".join(f"{k},{k}" for k in range(40)))
     assert main(["compare", str(tmp_path / "points.csv"), "--out", str(tmp_path / "c")]) == 2
     assert "has no held-out part" in capsys.readouterr().err
+
+
+def test_data_that_hold_out_too_little_are_refused(tmp_path, capsys):
+    for part, count in (("train", 30), ("test", 3)):
+        for k in range(count):
+            (tmp_path / "d" / part).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8), 7 * k, np.uint8)).save(tmp_path / "d" / part / f"{k}.png")
+    assert main(["compare", str(tmp_path / "d"), "--out", str(tmp_path / "c")]) == 2
+    assert "holds out 3 examples; to compare takes 20 or more" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+    assert main(["train", str(tmp_path / "d"), "--steps", "2", "--batch", "4", "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert "3 held-out examples are too few" in error and error.count("\n") == 1
 
 
 def test_other_terms_foreign_folders_and_damaged_records_are_refused(held, tmp_path, capsys):

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sfumato.engine.course import SPIKE, Recovery, Stop
+from sfumato.engine.course import SPIKE, Recovery, Waypoint
 from sfumato.engine.evaluate import Measure
 from sfumato.engine.speed import Speed
 
@@ -81,7 +81,7 @@ class Entrant:
     bits: float | None = None
     failed: str = ""
     abilities: tuple[str, ...] = ()
-    course: tuple[Stop, ...] = ()
+    course: tuple[Waypoint, ...] = ()
     recovery: Recovery | None = None
 
     @staticmethod
@@ -90,7 +90,7 @@ class Entrant:
         told = record.get("recovery")
         parts: dict[str, Any] = {"recovery": told and Recovery(**told), "abilities": tuple(record.get("abilities", ()))}
         parts["measures"] = tuple(Measure(**each) for each in record["measures"])
-        parts["course"] = tuple(Stop(**each) for each in record.get("course", ()))
+        parts["course"] = tuple(Waypoint(**each) for each in record.get("course", ()))
         return Entrant(**record | parts)
 
 
@@ -136,7 +136,8 @@ class Contest:
         return [
             f"{terms.data}: {', '.join(terms.models)}; {terms.time} of training each, {seeds}, in {self.folder}.",
             "Contract: the same data and split, time of training, samples, features and recipe of the average; no "
-            f"trial before; parameters within {TOLERANCE:.0%}, unless a note says otherwise.",
+            f"trial on these data before; parameters within {TOLERANCE:.0%}, unless a note says otherwise.",
+            "Recipes are the usual ones of sfumato, whose makers gave that of diffusion more trials than the others.",
             "Told are medians of the seeds (least to most).",
         ]
 

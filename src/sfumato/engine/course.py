@@ -24,7 +24,7 @@ from sfumato.metrics.kernel import kernel_distance
 from sfumato.metrics.neighbours import manifolds
 from sfumato.models.base import GenerativeModel
 
-__all__ = ["SPIKE", "Recovery", "Stop", "course", "recovery"]
+__all__ = ["SPIKE", "Recovery", "Waypoint", "course", "recovery"]
 
 SPIKE = 10.0
 """Times the usual learning rate."""
@@ -32,7 +32,7 @@ SHARE, REST = 0.02, 0.06  # of the run's steps: under the spike, and after it
 
 
 @dataclass(frozen=True)
-class Stop:
+class Waypoint:
     """A place on the way of a run.
 
     Attributes:
@@ -48,7 +48,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Recovery:
-    """Distances of samples to held-out data around a spike; see :class:`Stop`.
+    """Distances of samples to held-out data around a spike; see :class:`Waypoint`.
 
     Attributes:
         before: of the run as it ended.
@@ -61,7 +61,7 @@ class Recovery:
     after: float | None
 
 
-def course(run: Run, real: Real, n: int, device: str) -> tuple[Stop, ...]:
+def course(run: Run, real: Real, n: int, device: str) -> tuple[Waypoint, ...]:
     """Return what the averages that a run has kept are worth, in the order of their steps.
 
     Args:
@@ -75,14 +75,14 @@ def course(run: Run, real: Real, n: int, device: str) -> tuple[Stop, ...]:
     kept = list(on_the_way(run.averages))
     begun = int(notes["step"]) - (kept[-1][0] if kept else 0)  # averages count from where they began
     times = _seconds(run.log)
-    stops = []
+    found = []
     for step, tensors in kept:
         for name, tensor in tensors.items():
             own[name].data.copy_(tensor)
         last = max((at for at in times if at <= begun + step), default=None)
         if last is not None:
-            stops.append(Stop(times[last], *_worth(model, real, n)))
-    return tuple(stops)
+            found.append(Waypoint(times[last], *_worth(model, real, n)))
+    return tuple(found)
 
 
 def recovery(run: Run, real: Real, n: int) -> Recovery | None:

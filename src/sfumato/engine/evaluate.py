@@ -34,9 +34,11 @@ from sfumato.metrics.kernel import kernel_distance
 from sfumato.metrics.neighbours import manifolds, nearest
 from sfumato.metrics.recognise import recogniser
 
-__all__ = ["Evaluation", "Measure", "Real", "compare", "enough", "evaluate"]
+__all__ = ["LEAST", "Evaluation", "Measure", "Real", "compare", "enough", "evaluate"]
 
-LEAST, USUAL = 20, 1000  # samples
+LEAST = 20
+"""Samples, and held-out examples, that are enough to tell anything."""
+USUAL = 1000  # samples
 SEARCHED = 60_000  # training examples among which copies are sought
 ASKED = 2_000  # samples for which they are
 CLOSE = 0.01  # share of held-out examples that are as close to a training example as a copy must be
@@ -145,8 +147,13 @@ class Real:
             features: a key of ``sfumato.metrics.features.FEATURES``, or None to choose.
 
         Raises:
-            UserError: the features are not for these data, or not installed.
+            UserError: the features are not for these data, or not installed; or too few examples are held out.
         """
+        if len(held_out.items) < LEAST:
+            raise UserError(
+                f"{held_out.name}: {len(held_out.items)} held-out examples are too few to compare with: name others, or "
+                f"hold out {LEAST} or more"
+            )
         kind, why = features_of(features, data.codec.dims)
         return Real(data.in_memory(), held_out.in_memory(), kind), why
 

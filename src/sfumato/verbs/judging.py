@@ -101,7 +101,7 @@ def compare(
         others: folders of more runs of the same data.
         time: of training each, such as 90s or 10m.
         seeds: how often each is trained, with seeds from 0 on.
-        models: which, with commas between.
+        models: which, with commas between: diffusion, student, gan, vae, ladder, plain-gan, dcgan.
         classes: learn the classes of the data.
         n: samples to judge; by default 1000, or twice the number of features.
         out: folder of the comparison and its runs; by default runs/compare- and the name of the data.

@@ -55,7 +55,7 @@ def train(
     Args:
         data: as for inspect.
         model: what learns them: diffusion, or to compare it with a gan, a vae or a ladder (a vae with latents at
-            every level).
+            every level); plain-gan and dcgan are what a tutorial gives; an autoencoder learns a grid of latents.
         time: how long, such as 90s, 2m or 1h; the learning rate falls to 0 as it ends.
         steps: how long in steps, instead of a time.
         size: of the network.

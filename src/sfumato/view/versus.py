@@ -86,21 +86,21 @@ def _trilemma(contest: Contest) -> str:
 def _courses(contest: Contest) -> str:
     """Return quality and diversity against minutes of training, of the first seed of each model."""
     first = {model: contest.of(model)[0].course for model in contest.terms.models if contest.of(model)}
-    found, styles = {model: stops for model, stops in first.items() if stops}, _styles(contest)
+    found, styles = {model: places for model, places in first.items() if places}, _styles(contest)
+    if not found:
+        return ""
     drawn = []
     for what, more in (("distance", "to held-out data, lower is better"), ("recall", "higher is better")):
         lines = [
             Line(
-                np.array([stop.seconds / 60 for stop in stops]),
-                np.array([getattr(stop, what) for stop in stops]),
+                np.array([place.seconds / 60 for place in places]),
+                np.array([getattr(place, what) for place in places]),
                 styles[model],
                 look="values",
             )
-            for model, stops in found.items()
+            for model, places in found.items()
         ]
         drawn.append(figure(chart(lines, (), f"{what} against minutes of training"), what.capitalize(), more))
-    if not found:
-        return ""
     words = '<p class="grey">Averages that the runs of the first seed kept, by minutes of training; one that ends '
     words += "earlier would be better there: its learning rate would have fallen.</p>\n"
     strokes = key({f"line {styles[model]}": safe(model) for model in found})
