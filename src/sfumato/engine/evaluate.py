@@ -151,8 +151,8 @@ class Real:
         """
         if len(held_out.items) < LEAST:
             raise UserError(
-                f"{held_out.name}: {len(held_out.items)} held-out examples are too few to compare with: name others, or "
-                f"hold out {LEAST} or more"
+                f"{held_out.name}: {len(held_out.items)} held-out examples are too few to compare with: name others, "
+                f"or hold out {LEAST} or more"
             )
         kind, why = features_of(features, data.codec.dims)
         return Real(data.in_memory(), held_out.in_memory(), kind), why
