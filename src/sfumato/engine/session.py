@@ -63,6 +63,7 @@ class Session:
         self.next_preview = self.clock.now + FIRST_PREVIEW
         self.reported = trainer.step  # up to which losses are logged
         self.faults = 0  # of the data, told so far
+        self.kept = self._due_averages  # so far
 
     def run(self) -> bool:
         """Train, saving, logging and showing samples on the way.
@@ -137,7 +138,7 @@ class Session:
         ends = trainer.step >= total
         show = not ends and now >= self.next_preview
         save = not ends and (now - self.saved >= self.config.save_every or self._settles)
-        keep = ends or trainer.step * KEPT // total > (trainer.step - 1) * KEPT // total
+        keep, self.kept = ends or self._due_averages > self.kept, self._due_averages
         log = now - self.logged >= 1 or ends or show or save or bool(interrupt)
         return _Due(*self.workers.decide([total, log, show, save, keep, bool(interrupt) and not ends]))
 
@@ -153,6 +154,12 @@ class Session:
             return trainer.total
         least = trainer.step if lesson is not None and lesson.begun else math.ceil(trainer.step / steady)
         return max(math.ceil(trainer.step + (self.config.seconds - trainer.seconds) / pace), least)
+
+    @property
+    def _due_averages(self) -> int:
+        """How many of the averages that a run keeps lie behind: by time where that is given, for the total wavers."""
+        trainer, seconds = self.trainer, self.config.seconds
+        return int(KEPT * (trainer.seconds / seconds if seconds else trainer.step / trainer.total))
 
     @property
     def _settles(self) -> bool:
