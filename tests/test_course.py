@@ -68,3 +68,10 @@ def test_weights_that_are_lost_are_told_as_such(run, real, monkeypatch):
     monkeypatch.setattr(courses._Spiked, "advance", broken)
     told = recovery(run, real, N)
     assert told.hit is told.after is None
+
+
+def test_a_run_of_a_given_time_keeps_its_averages_evenly(tmp_path):
+    found = Run.open(sfumato.train("moons", model="vae", time="3s", out=str(tmp_path / "vae")))
+    steps = sorted(int(path.stem.rpartition("-")[2]) for path in found.averages.iterdir())
+    assert 8 <= len(steps) <= 9  # the last may come twice: as the time ends, and as the steps do
+    assert steps[0] < 0.4 * steps[-1]
