@@ -135,7 +135,7 @@ def reconstructed(folder: Path, kept: float, horizon: float) -> dict[str, Tensor
 
 
 def on_the_way(folder: Path) -> Iterator[tuple[int, dict[str, Tensor]]]:
-    """Yield the step, counted from where averages began, and the parameters of the run's own average, in order.
+    """Yield how many steps before the last one an average was kept, and the parameters of the run's own, in order.
 
     Args:
         folder: of the averages that were kept.
@@ -143,8 +143,9 @@ def on_the_way(folder: Path) -> Iterator[tuple[int, dict[str, Tensor]]]:
     Raises:
         UserError: a file is damaged.
     """
-    for step, path in _kept(folder):
-        yield step, _part(read_weights(path, str(step)), "long")
+    files = _kept(folder)
+    for step, path in files:
+        yield files[-1][0] - step, _part(read_weights(path, str(step)), "long")
 
 
 def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -223,17 +223,15 @@ def _judged(model: str, seed: int, run: Path, terms: Terms, device: str, show: W
 
 def _bits(model: GenerativeModel, dataset: Dataset) -> float | None:
     """Return at most how many bits/dim held-out examples are worth to a model, spread over their bins."""
-    codec, nats = model.codec, 0.0
+    nats = 0.0
     asked = chosen(dataset, model, BITS, 0)
     for some in asked.batches(model.batch):
         rng = some.streams(0, DEQUANTISE)
-        x = some.spread(codec, rng).to(model.device)
-        cond = some.labels.to(model.device) if model.classes and some.labels is not None else None
-        bound = model.bound(x, cond, rng)
-        if bound is None:
+        found = some.bounded(model, rng, rng)
+        if found is None:
             return None
-        nats -= float(bound.sum()) + len(x) * codec.log_volume()
-    return nats / (len(asked.index) * math.prod(codec.dims) * math.log(2))
+        nats += float(found.sum())
+    return nats / (len(asked.index) * math.prod(model.codec.dims) * math.log(2))
 
 
 def _train(model: str, seed: int, run: Path, folder: Path, terms: Terms, device: str) -> None:

@@ -87,10 +87,10 @@ class Entrant:
     @staticmethod
     def from_dict(record: dict[str, Any]) -> Entrant:
         """Rebuild from what ``dataclasses.asdict`` gave."""
-        told = record.get("recovery")
-        parts: dict[str, Any] = {"recovery": told and Recovery(**told), "abilities": tuple(record.get("abilities", ()))}
+        told = record["recovery"]
+        parts: dict[str, Any] = {"recovery": told and Recovery(**told), "abilities": tuple(record["abilities"])}
         parts["measures"] = tuple(Measure(**each) for each in record["measures"])
-        parts["course"] = tuple(Waypoint(**each) for each in record.get("course", ()))
+        parts["course"] = tuple(Waypoint(**each) for each in record["course"])
         return Entrant(**record | parts)
 
 

@@ -72,14 +72,12 @@ def course(run: Run, real: Real, n: int, device: str) -> tuple[Waypoint, ...]:
     """
     model, notes = run.load(device=device)
     model, own = model.to(device), dict(model.named_parameters())
-    kept = list(on_the_way(run.averages))
-    begun = int(notes["step"]) - (kept[-1][0] if kept else 0)  # averages count from where they began
     times = _seconds(run.log)
     found = []
-    for step, tensors in kept:
+    for before, tensors in on_the_way(run.averages):
         for name, tensor in tensors.items():
             own[name].data.copy_(tensor)
-        last = max((at for at in times if at <= begun + step), default=None)
+        last = max((at for at in times if at <= int(notes["step"]) - before), default=None)
         if last is not None:
             found.append(Waypoint(times[last], *_worth(model, real, n)))
     return tuple(found)

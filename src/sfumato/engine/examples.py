@@ -65,6 +65,19 @@ class Examples:
         states = codec.encode(self.items)
         return states + (codec.level_width * (rand(states, rng) - 0.5)).to(states.dtype)
 
+    def bounded(self, model: GenerativeModel, spread: Rng, rng: Rng) -> Tensor | None:
+        """Return at most how many nats a model takes for each, (n,) float64; None if it tells none.
+
+        Args:
+            model: that tells a bound on log p.
+            spread: as for :meth:`spread`.
+            rng: for the bound.
+        """
+        x = self.spread(model.codec, spread).to(model.device)
+        cond = self.labels.to(model.device) if model.classes and self.labels is not None else None
+        bound = model.bound(x, cond, rng)
+        return None if bound is None else -bound - model.codec.log_volume()
+
     def streams(self, *keys: int) -> list[torch.Generator]:
         """Return a generator for each example, a function of the keys and its index."""
         return [stream(*keys, int(i)) for i in self.index]

@@ -309,17 +309,16 @@ def _batch(model: Diffusion, some: Examples, how: How, tick: Tick) -> dict[str, 
 
 def _bounds(model: VAE, some: Examples, how: How, tick: Tick) -> dict[str, Floats]:
     """Return the columns of one batch of a model that tells a bound alone; equation (2)."""
-    codec = model.codec
-    cond = some.labels.to(model.device) if model.classes and some.labels is not None else None
     bounds = []
     for k in range(how.draws):
-        x = some.spread(codec, some.streams(how.seed, DEQUANTISE, k)).to(model.device)
-        bounds.append(model.bound(x, cond, some.streams(how.seed, CHAIN, k)))
-        tick(len(x))
-    nats = -torch.stack(bounds) - codec.log_volume()
+        found = some.bounded(model, some.streams(how.seed, DEQUANTISE, k), some.streams(how.seed, CHAIN, k))
+        assert found is not None, "a VAE tells a bound"
+        bounds.append(found)
+        tick(len(found))
+    nats = torch.stack(bounds)
     spread = nats.std(0) / math.sqrt(how.draws) if how.draws > 1 else torch.full_like(nats[0], math.nan)
     columns = {"density_nats": nats.mean(0), "density_error": spread}
-    columns["density_bits_per_dim"] = columns["density_nats"] / (math.prod(codec.dims) * math.log(2))
+    columns["density_bits_per_dim"] = columns["density_nats"] / (math.prod(model.codec.dims) * math.log(2))
     return {name: column.cpu().double().numpy() for name, column in columns.items()}
 
 

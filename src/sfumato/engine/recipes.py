@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -21,7 +21,6 @@ from sfumato.models.vae import GridSpec, LadderSpec, VAESpec
 
 __all__ = ["RECIPES", "Setting"]
 
-Game = Literal["relativistic", "non-saturating"]
 Pair = TypeVar("Pair", GANSpec, VAESpec, LadderSpec, GridSpec)
 
 
@@ -137,20 +136,20 @@ def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices
     return Recipe(model, optimizer, lr, CHEAP if points else None)
 
 
-def gan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices, game: Game = "relativistic") -> Recipe:
-    """Choose for a GAN; arguments as for :func:`diffusion`, and the game, with penalties if it is relativistic."""
+def gan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices, penalties: bool = True) -> Recipe:
+    """Choose for a GAN; arguments as for :func:`diffusion`, and whether it has the penalties and the game for them."""
     _refuse(asked, *DIFFUSIONS, "optimizer", "precision", "compile", "shard", model="gan")
     choices.take("optimizer", None, "adamw", "without momentum: the other player moves")
     lr = choices.take("lr", asked.lr, 3e-3 if setting.points else 1e-3, "of both players")
     choices.take("precision", None, "fp32", "the penalty is a gradient of a gradient")
-    if game == "relativistic":
+    if penalties:
         gamma = choices.take("gamma", None, 0.01 if setting.points else 0.2, "weight of the penalties R1 and R2")
     else:
         gamma = choices.take("gamma", None, 0.0, "no penalties: what a tutorial gives")
     model = GANSpec(
         **_thin(setting),
         latent=min(64, math.prod(dataset.codec.dims)),
-        game=game,
+        game="relativistic" if penalties else "non-saturating",
         gamma=gamma,
         every=EVERY,
         classes=len(dataset.classes) if asked.classes else 0,
@@ -162,7 +161,7 @@ def gan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices, game
 
 def plain_gan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
     """Choose for the same networks in the game without penalties; arguments as for :func:`diffusion`."""
-    return gan(dataset, asked, setting, choices, game="non-saturating")
+    return gan(dataset, asked, setting, choices, penalties=False)
 
 
 def dcgan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
@@ -178,7 +177,6 @@ def dcgan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) ->
         classes=len(dataset.classes) if asked.classes else 0,
         sigma_data=1.0,  # tanh makes states themselves
     )
-    model.build(dataset.codec)  # refuses points
     return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr, (TUTORIAL_BATCH, "of DCGAN"))
 
 
@@ -224,7 +222,6 @@ def autoencoder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choic
     levels["widths"] = (*levels["widths"], *GRID_LEVELS * levels["widths"][-1:])[:GRID_LEVELS]
     classes = len(dataset.classes) if asked.classes else 0
     model = GridSpec(**levels, latent=latent, classes=classes, sigma_data=_spread(dataset, choices, False))
-    model.build(dataset.codec)  # refuses points
     return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr)
 
 

@@ -132,9 +132,8 @@ class GAN(Pushforward):
         every: int = 1,
     ) -> None:
         super().__init__(codec, classes, latent)
-        self.every = every
         self.generator, self.critic = generator, critic
-        self.game, self.gamma, self.sigma_data = game, gamma, sigma_data
+        self.game, self.gamma, self.every, self.sigma_data = game, gamma, every, sigma_data
 
     def loss(
         self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None, t: Tensor | None = None
@@ -189,15 +188,15 @@ def lost(
     real, fake = x.detach(), made.detach().requires_grad_()
     c_real, c_fake = critic(real, cond)[:, 0], critic(fake, cond)[:, 0]
     of_critic = game.critic(c_real, c_fake)
-    with torch.enable_grad():
-        says = c_fake.detach().requires_grad_()
-        of_generator = game.generator(c_real.detach(), says)
-        (by_c,) = torch.autograd.grad(of_generator.sum(), says)
+    says = c_fake.detach().requires_grad_()
+    of_generator = game.generator(c_real.detach(), says)
+    (by_c,) = torch.autograd.grad(of_generator.sum(), says)
     (pull,) = torch.autograd.grad(c_fake, fake, by_c, retain_graph=True)
     if gamma:
-        some, labels = slice(None, None, every), None if cond is None else cond[::every]
-        steep = torch.stack([_steepness(critic, each.detach()[some], labels) for each in (real, fake)]).sum(0)
-        of_critic = of_critic.index_add(0, torch.arange(len(x), device=x.device)[some], every * gamma / 2 * steep)
+        labels, penalty = None if cond is None else cond[::every], torch.zeros_like(c_real)
+        for each in (real, fake):
+            penalty[::every] += every * gamma / 2 * _steepness(critic, each.detach()[::every], labels)
+        of_critic = of_critic + penalty
     moved = (pull * made).flatten(1).sum(1)
     return of_critic, of_generator.detach() + moved - moved.detach()
 

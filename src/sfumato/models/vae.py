@@ -40,9 +40,10 @@ from sfumato.models.base import Pushforward, Spec
 from sfumato.models.gan import GAMES, lost
 from sfumato.nn import Decoder, Down, Encoder, Flow, GridDecoder, GridEncoder, Up
 
-__all__ = ["VAE", "GridSpec", "GridVAE", "LadderSpec", "LadderVAE", "VAESpec"]
+__all__ = ["DRAWS", "VAE", "GridSpec", "GridVAE", "LadderSpec", "LadderVAE", "VAESpec"]
 
-DRAWS = 64  # of a bound
+DRAWS = 64
+"""Of the latents, for a bound."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,18 @@ class AutoencoderSpec(Spec):
         sigma_data: the data's standard deviation.
     """
 
+    NETWORKS: ClassVar[str] = "encoder and decoder"
+    LATENTS: ClassVar[str] = "latent channels"
+
     widths: tuple[int, ...]
     blocks: int
     latent: int = 4
     beta: float = 1.0
     sigma_data: float = 0.5
+
+    def words(self) -> str:
+        widths = "-".join(map(str, self.widths))
+        return f"{self.NETWORKS} {widths}, {self.latent} {self.LATENTS}, beta {self.beta:g}"
 
 
 @dataclass(frozen=True)
@@ -73,13 +81,10 @@ class VAESpec(AutoencoderSpec):
     """
 
     family: ClassVar[str] = "vae"
+    LATENTS: ClassVar[str] = "latent numbers"
 
     latent: int = 32
     prior: int = 64
-
-    def words(self) -> str:
-        widths = "-".join(map(str, self.widths))
-        return f"encoder and decoder {widths}, {self.latent} latent numbers, beta {self.beta:g}"
 
     def build(self, codec: Codec, classes: Sequence[str] = ()) -> VAE:
         if self.latent < 2:
@@ -97,9 +102,8 @@ class LadderSpec(AutoencoderSpec):
     """All that is needed to build an untrained VAE with latents at every level of its networks."""
 
     family: ClassVar[str] = "ladder"
-
-    def words(self) -> str:
-        return f"ladder {'-'.join(map(str, self.widths))}, {self.latent} latent channels a level, beta {self.beta:g}"
+    NETWORKS: ClassVar[str] = "ladder"
+    LATENTS: ClassVar[str] = "latent channels a level"
 
     def build(self, codec: Codec, classes: Sequence[str] = ()) -> VAE:
         down = Down(codec.dims, self.latent, self.widths, self.blocks, self.classes)
@@ -119,10 +123,6 @@ class GridSpec(AutoencoderSpec):
     family: ClassVar[str] = "autoencoder"
 
     adversary: float = 0.0
-
-    def words(self) -> str:
-        widths = "-".join(map(str, self.widths))
-        return f"encoder and decoder {widths}, {self.latent} latent channels, beta {self.beta:g}"
 
     def build(self, codec: Codec, classes: Sequence[str] = ()) -> VAE:
         if len(codec.dims) < 3:
@@ -185,26 +185,26 @@ class VAE(Pushforward):
             rng: CPU generator for z.
             t: is not heard.
         """
-        found, error = self._infer(x_0, cond, rng)
+        x = x_0 / self.sigma_data
+        found, error = self._infer(x, cond, rng)
         best = error.detach().mean()  # (2); the gradient of its logarithm is that of error / best
         described = (best.log() + math.log(2 * math.pi) + error / best) / 2
-        told = self._told(x_0 / self.sigma_data, cond, found)
-        return described + (self.beta * found.kl + found.second) / x_0[0].numel() + told
+        return described + (self.beta * found.kl + found.second) / x[0].numel() + self._told(x, cond, found)
 
     def _told(self, x: Tensor, cond: Tensor | None, found: Inferred) -> Tensor | float:
         """Return what is lost beside the bound, (B,)."""
         return 0.0
 
-    def _infer(self, x_0: Tensor, cond: Tensor | None, rng: Rng) -> tuple[Inferred, Tensor]:
-        """Return what the networks make of data, and |x - D(z)|^2 / N in units of the data's variance, (B,)."""
-        x = x_0 / self.sigma_data
+    def _infer(self, x: Tensor, cond: Tensor | None, rng: Rng) -> tuple[Inferred, Tensor]:
+        """Return what the networks make of data of unit variance, and |x - D(z)|^2 / N, (B,)."""
         found = self.networks.infer(x, cond, rng)
         return found, (x - found.made).square().flatten(1).mean(1)
 
     @torch.no_grad()
     def measure(self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None) -> list[Tensor]:
-        moved = self.networks.measure(x_0 / self.sigma_data, cond)
-        self.noise_std.copy_(self._infer(x_0, cond, rng)[1].mean().sqrt())
+        x = x_0 / self.sigma_data
+        moved = self.networks.measure(x, cond)
+        self.noise_std.copy_(self._infer(x, cond, rng)[1].mean().sqrt())
         return [self.noise_std, *moved]
 
     @property
@@ -231,10 +231,10 @@ class VAE(Pushforward):
         self._need_measured()
         if draws < 1:
             raise UserError(f"the bound needs at least one draw, got {draws}")
-        n, variance = x_0[0].numel(), float(self.noise_std) ** 2
+        x, n, variance = x_0 / self.sigma_data, x_0[0].numel(), float(self.noise_std) ** 2
         weights = []
         for _ in range(draws):
-            found, error = self._infer(x_0, cond, rng)
+            found, error = self._infer(x, cond, rng)
             told = -n * (error.double() / variance + math.log(2 * math.pi * variance * self.sigma_data**2)) / 2
             weights.append(told + found.ratio.double())
         return torch.stack(weights).logsumexp(0) - math.log(draws)

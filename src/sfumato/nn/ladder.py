@@ -12,12 +12,11 @@ At first q = p = N(0, 1). Inference and generation share the way down.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from sfumato.nn.vectors import GAIN, active, coarsest, cropped, doubled, everywhere, given, layer, level
+from sfumato.nn.vectors import Paint, active, coarsest, everywhere, given, layer
 
 __all__ = ["Down"]
 
@@ -46,9 +45,7 @@ class Down(nn.Module):
         self.prior = nn.ModuleList(layer(dims, width, 2 * latent, 0.0, side=1) for width in down)
         self.posterior = nn.ModuleList(layer(dims, 2 * width, 2 * latent, 0.0, side=1) for width in down)
         self.take = nn.ModuleList(layer(dims, latent, width, side=1) for width in down)
-        self.levels = nn.ModuleList(level(dims, width, blocks, len(widths)) for width in down)
-        self.narrow = nn.ModuleList(layer(dims, a, b, side=1) for a, b in pairwise(down))
-        self.outlet = layer(dims, widths[0], dims[0], GAIN)
+        self.paint = Paint(dims, widths, blocks)
 
     def forward(self, n: int, cond: Tensor | None, draw: Callable[[int, Tensor, Law], Tensor]) -> Tensor:
         """Walk down.
@@ -64,12 +61,14 @@ class Down(nn.Module):
         h = self.start.expand(n, *self.start.shape)
         if (label := given(self.label, cond)) is not None:
             h = h + everywhere(label, self.dims[1:])
-        for k, blocks in enumerate(self.levels):
-            if k:
-                h = doubled(self.narrow[k - 1](h))
+
+        def more(k: int, h: Tensor) -> Tensor:
             mean, log_std = self.prior[k](active(h)).chunk(2, 1)
-            h = blocks(h + self.take[k](draw(k, h, (mean, log_std))))
-        return cropped(self.outlet(active(h)), self.dims)
+            taken: Tensor = self.take[k](draw(k, h, (mean, log_std)))
+            return taken
+
+        made: Tensor = self.paint(h, more)
+        return made
 
     def relative(self, k: int, h: Tensor, found: Tensor) -> Law:
         """Return m' and log s' of (1), (B, latent, ...) each.

@@ -10,7 +10,7 @@ for a factor of two down is the mean of four pixels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -80,12 +80,14 @@ class Paint(nn.Module):
         self.narrow = nn.ModuleList(layer(dims, a, b, side=1) for a, b in pairwise(reversed(widths)))
         self.outlet = layer(dims, widths[0], dims[0], GAIN)
 
-    def forward(self, h: Tensor) -> Tensor:
-        """(B, widths[-1], ...) to (B, *dims)."""
+    def forward(self, h: Tensor, more: Callable[[int, Tensor], Tensor] | None = None) -> Tensor:
+        """(B, widths[-1], ...) to (B, *dims); ``more`` is asked for what is added at every level, by its number from 0
+        and what has come there.
+        """
         for k, blocks in enumerate(self.levels):
             if k:
                 h = doubled(self.narrow[k - 1](h))  # the order changes nothing but the cost
-            h = blocks(h)
+            h = blocks(h if more is None else h + more(k, h))
         return cropped(self.outlet(active(h)), self.dims)
 
 
