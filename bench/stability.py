@@ -1,8 +1,8 @@
-"""How steadily each family learns sets whose modes are known: a ring of 8, a grid of 25, stacked digits of 1,000.
+"""How steadily each model learns sets whose modes are known: a ring of 8, a grid of 25, stacked digits of 1,000.
 
-    python bench/stability.py SET [seconds each] [seeds] [family ...]     adds to results/stability.json
+    python bench/stability.py SET [seconds each] [seeds] [model ...]     adds to results/stability.json
 
-SET is ring8, grid25 or stacked-digits. Every run is what `sfumato train SET --model FAMILY` would do, but that all take
+SET is ring8, grid25 or stacked-digits. Every run is what `sfumato train SET --model MODEL` would do, but that all take
 batches of the same size, and has as many steps as fit into the time, by step times of one interleaved measurement that
 the JSON keeps; so what is stopped goes on, and a disturbed minute costs nobody. Sets of points take one core: several
 commands may run beside each other. Told are modes found, the share of samples that are of a mode, the divergence of
@@ -27,7 +27,6 @@ from sfumato.engine.run import Run
 from sfumato.engine.trainer import Trainer
 from sfumato.metrics.modes import modes_of_labels, modes_of_points, sliced_wasserstein
 from sfumato.metrics.recognise import recogniser
-from sfumato.models import FAMILIES
 
 FILE = "stability.json"
 SAMPLES = {"ring8": 2_500, "grid25": 2_500, "stacked-digits": 26_000}
@@ -35,10 +34,15 @@ BATCH = {"ring8": 256, "grid25": 256, "stacked-digits": 64}
 ROUNDS, STEPS = 9, 8
 
 
+POINTS = ("diffusion", "gan", "vae", "ladder", "plain-gan")
+PICTURES = (*POINTS, "dcgan")
+
+
 class Bench:
     def __init__(self, name):
         self.name, self.data = name, load(name)
         self.points = name in CENTRES
+        self.models = POINTS if self.points else PICTURES
         if not self.points:
             digits = load("digits")
             self.known = recogniser(self.pixels(digits.items[:]), digits.labels.numpy())
@@ -46,16 +50,16 @@ class Bench:
     def pixels(self, items):
         return items.reshape(len(items), -1, 64).flatten(0, 1).double().numpy()
 
-    def trainer(self, family, seed=0, steps=10**6):
-        asked = Asked(self.name, model=family, steps=steps, seed=seed, batch=BATCH[self.name])
+    def trainer(self, model, seed=0, steps=10**6):
+        asked = Asked(self.name, model=model, steps=steps, seed=seed, batch=BATCH[self.name])
         return Trainer(Run.of(Path("nowhere"), configure(self.data, asked, Choices()), self.data), self.data)
 
     def step_times(self):
-        """Seconds a step of each family, in turns in one process."""
-        trainers = {family: self.trainer(family) for family in FAMILIES}
+        """Seconds a step of each model, in turns in one process."""
+        trainers = {model: self.trainer(model) for model in self.models}
         works = {f: lambda each=each: [each.advance() for _ in range(STEPS)] for f, each in trainers.items()}
         rounds = race(timers(works), dict.fromkeys(works, 1), ROUNDS)
-        return {family: round(median(rounds, family) / STEPS, 5) for family in works}
+        return {model: round(median(rounds, model) / STEPS, 5) for model in works}
 
     def classes(self, items):
         """Which mode each stacked picture is of, by its digits."""
@@ -77,9 +81,9 @@ class Bench:
         seen, labels = self.classes(items), self.data.test.labels[: len(items)].numpy()
         return told(modes_of_labels(seen, 1000)) | {"classifier": round(float((seen == labels).mean()), 4)}
 
-    def row(self, family, seed, steps):
+    def row(self, model, seed, steps):
         """Train one run, and judge its average; a run whose weights are not finite has failed."""
-        trainer = self.trainer(family, seed, steps)
+        trainer = self.trainer(model, seed, steps)
         for _ in range(steps):
             trainer.advance()
         if not trainer.healthy():
@@ -91,7 +95,7 @@ def told(found):
     return {"found": found.found, "on": round(found.on, 4), "kl": round(found.kl, 4)}
 
 
-def main(name, seconds, seeds, families):
+def main(name, seconds, seeds, models):
     bench, case = Bench(name), f"{name}, {seconds:g} s"
     with tuned(1 if bench.points else torch.get_num_threads(), "cpu"):
         if "step seconds" not in read(FILE).get("cases", {}).get(case, {}):
@@ -99,14 +103,14 @@ def main(name, seconds, seeds, families):
             keep(FILE, bench.real() | {"n": SAMPLES[name]}, "cases", case, "real")
         known = read(FILE)["cases"][case]
         for seed in range(seeds):
-            for family in families:
-                if str(seed) in known.get("rows", {}).get(family, {}):
+            for model in models or bench.models:
+                if str(seed) in known.get("rows", {}).get(model, {}):
                     continue
-                row = bench.row(family, seed, round(seconds / known["step seconds"][family]))
-                keep(FILE, row, "cases", case, "rows", family, str(seed))
-                print(f"{case}, seed {seed}: {family}: {row}", flush=True)
+                row = bench.row(model, seed, round(seconds / known["step seconds"][model]))
+                keep(FILE, row, "cases", case, "rows", model, str(seed))
+                print(f"{case}, seed {seed}: {model}: {row}", flush=True)
 
 
 if __name__ == "__main__":
     words = dict(enumerate(sys.argv))
-    main(words[1], float(words.get(2, 120)), int(words.get(3, 10)), sys.argv[4:] or list(FAMILIES))
+    main(words[1], float(words.get(2, 120)), int(words.get(3, 10)), sys.argv[4:])
