@@ -145,7 +145,7 @@ def test_as_many_threads_draw_as_trained(digits, moons):
     try:
         torch.set_num_threads(3)
         for asked, count in ((None, 1), (2, 2)):
-            with drawing(digits, Wish(0, 1, "ddim", "logsnr"), None, "cpu", asked) as draws:
+            with drawing(digits, Wish(0, 1, "ddim", "logsnr"), "cpu", asked) as draws:
                 assert torch.get_num_threads() == draws.threads == count
             assert torch.get_num_threads() == 3
     finally:

@@ -75,7 +75,7 @@ def test_the_usual_method_is_said_with_its_reason(calls, teacher, tmp_path, caps
 def test_a_student_draws_in_its_calls(method, calls, teacher, tmp_path):
     run = sfumato.distill(teacher, calls=calls, method=method, steps=3, batch=8, out=str(tmp_path / "s"))
     model = sfumato.load(run)
-    states = list(model.trajectory(range(4)))
+    states = list(model.trajectory(range(4), model.way()))
     assert states[-1].nfe == calls == len(states) - 1
     assert states[-1].t == 0 and states[-1].x.isfinite().all()
     assert model.denoiser.gives == METHODS[method](calls).gives

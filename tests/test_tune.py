@@ -15,6 +15,7 @@ from sfumato.dist import stream
 from sfumato.engine import nearness
 from sfumato.engine.tune import FIRST, FURTHER, Table
 from sfumato.errors import UserError
+from sfumato.models.base import Way
 from sfumato.process import Gaussian
 from sfumato.sampler import Tuned, generate, sampler
 from sfumato.schedule import VP, Cosine, Flow
@@ -60,9 +61,9 @@ def test_what_was_tuned_is_used_for_its_calls_alone(run, capsys):
     result = sfumato.tune_sampler(run, calls=4, paths=64, rounds=40)
     assert result.after < result.before
     model = sfumato.load(run)
-    assert model.way(4) == (4, "tuned", "tuned")
-    assert model.way() == (12, "unipc2", "logsnr")
-    assert model.way(4, "ddim") == (4, "ddim", "logsnr")
+    assert model.way(steps=4) == Way(0, 4, "tuned", "tuned")
+    assert model.way() == Way(0, 12, "unipc2", "logsnr")
+    assert model.way(steps=4, method="ddim") == Way(0, 4, "ddim", "logsnr")
     usual, tuned = model.sample(50, steps=4, method="unipc2", grid="logsnr"), model.sample(50, steps=4)
     many = model.sample(50, steps=200)
     assert (tuned - many).square().mean() < (usual - many).square().mean()

@@ -15,11 +15,12 @@ from sfumato.data import load
 from sfumato.data import picture as clouds
 from sfumato.dist import stream
 from sfumato.engine.config import Config
-from sfumato.engine.generate import Way, Wish
+from sfumato.engine.generate import Wish
 from sfumato.engine.run import Run
 from sfumato.engine.trainer import Trainer
 from sfumato.errors import UserError
 from sfumato.files import write_png
+from sfumato.models.base import Way
 from sfumato.models.diffusion import DiffusionSpec
 from sfumato.process import Gaussian
 from sfumato.schedule import SCHEDULES, Cosine

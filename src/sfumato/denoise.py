@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sfumato.condition import dropped
 from sfumato.coupling import COUPLINGS
 from sfumato.dist import Normal, randn_like
 from sfumato.errors import UserError, choose
@@ -41,7 +42,7 @@ from sfumato.schedule import Instant, Time
 from sfumato.weighting import WEIGHTINGS, Law, LogNormal, Uncertainty, weight
 
 __all__ = [
-    "GIVES", "Denoiser", "Given", "Model", "Network", "learned_step", "meaning", "need_mean", "squared_error",
+    "GIVES", "Denoiser", "Given", "Model", "Network", "cost", "learned_step", "meaning", "need_mean", "squared_error",
     "take", "tells_mean",
 ]  # fmt: skip
 
@@ -96,6 +97,7 @@ class Denoiser(nn.Module):
         variance: "learned" if the network says the variance of the reverse step, equation (5); else "fixed".
         gives: what the estimate stands for, a key of :data:`GIVES`; equation (7).
         coupling: which noise goes with which example in training, a key of ``sfumato.coupling.COUPLINGS``.
+        drop: share of the examples whose condition is dropped in training, for guidance; condition.py.
 
     Raises:
         UserError: an unknown name, sigma_data <= 0, or a parameterisation that cannot be inverted at t = 1
@@ -117,6 +119,7 @@ class Denoiser(nn.Module):
         variance: Literal["fixed", "learned"] = "fixed",
         gives: str = "mean",
         coupling: str = "independent",
+        drop: float = 0.0,
     ) -> None:
         super().__init__()
         choose("parameterisation", parameterisation, ROWS)
@@ -139,6 +142,9 @@ class Denoiser(nn.Module):
         self.variance = variance
         self.gives = gives
         self.coupled = choose("coupling", coupling, COUPLINGS)
+        if not 0 <= drop < 1:
+            raise UserError(f"the share of conditions to drop is in [0, 1), got {drop:g}")
+        self.drop = drop
         self.sigma_data = sigma_data
         self.law: Law = LogNormal() if law is None else law
         self.register_buffer("mmse_logsnr", torch.linspace(-10, 12, 45))  # falling noise, as np.interp needs
@@ -150,7 +156,7 @@ class Denoiser(nn.Module):
         Args:
             x_t: (B, ...) state at time ``t``.
             t: time in (0, 1], one number or one for each example.
-            cond: (B,) labels, if the network takes them.
+            cond: (B,) labels, if the network takes them; below 0 for none.
             s: where a step will go, in [0, t], for a network that gives a map; by default t itself, for the mean.
 
         Raises:
@@ -203,6 +209,7 @@ class Denoiser(nn.Module):
             t: (B,) times of a larger batch that was drawn as one; by default drawn here.
         """
         t = self.times(len(x_0), rng) if t is None else t
+        cond = dropped(cond, self.drop, rng)
         now = self.process.schedule.at(t)
         eps = self.coupled(x_0, randn_like(x_0, rng), cond)
         estimate = self.forward(spread(now.alpha, x_0) * x_0 + spread(now.sigma, x_0) * eps, now, cond)
@@ -364,6 +371,12 @@ class Given:
     def take(self, rows: Tensor) -> Given:
         """Return the model for some rows of its batch."""
         return self if self.cond is None else Given(self.denoiser, self.cond[rows])
+
+
+def cost(model: Model, t: Time) -> int:
+    """Return how many network calls an estimate at ``t`` takes: one, or what the model's method ``cost`` says."""
+    found: int = model.cost(t) if hasattr(model, "cost") else 1
+    return found
 
 
 def take(model: Model, rows: Tensor) -> Model:

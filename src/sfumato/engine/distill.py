@@ -111,4 +111,5 @@ def _model(teacher: DiffusionSpec, way: Method, calls: int, choices: Choices) ->
         law="lognormal",
         noise_mean=mean,
         noise_std=std,
+        drop=0.0,
     )

@@ -183,7 +183,7 @@ def evaluate(
     """
     show = watch("evaluate", "sample")
     try:
-        with Interrupt() as stop, drawing(folder, wish, None, device, None) as draws:
+        with Interrupt() as stop, drawing(folder, wish, device, None) as draws:
             run = Run.open(folder)
             real, notes = _real(run, draws, data, features)
             count = enough(n, real.features)

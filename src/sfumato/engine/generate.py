@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +22,10 @@ from sfumato.engine.run import Run
 from sfumato.engine.worker import Worker
 from sfumato.errors import UserError
 from sfumato.files import write_png
-from sfumato.models.base import GenerativeModel
+from sfumato.guide import Guidance
+from sfumato.models.base import GenerativeModel, Way
 
-__all__ = ["Draws", "Pace", "Way", "Wish", "drawing", "generate"]
-
-
-@dataclass(frozen=True)
-class Way:
-    """How samples are drawn: with the weights, all that decides them.
-
-    Attributes:
-        seed: of the noise.
-        steps: steps of the sampler.
-        method: name of the sampler.
-        grid: name of the grid.
-        label: class index, or None for every class in turn.
-    """
-
-    seed: int
-    steps: int
-    method: str
-    grid: str
-    label: int | None = None
+__all__ = ["Draws", "Pace", "Wish", "drawing", "generate"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +38,11 @@ class Wish:
         method: name of the sampler.
         grid: name of the grid.
         ema: horizon of the average of the weights.
+        wanted: name or index of one class, "none", or None for every class in turn.
+        guidance: weight towards the class; None for the model as it was trained.
+        interval: of the noise sigma/alpha within which there is guidance; None for all.
+        rescale: see ``sfumato.guide.Guidance``.
+        away: name or index of a class to go away from.
     """
 
     seed: int = 0
@@ -62,10 +50,35 @@ class Wish:
     method: str | None = None
     grid: str | None = None
     ema: float | None = None
+    wanted: str | None = None
+    guidance: float | None = None
+    interval: tuple[float, float] | None = None
+    rescale: float = 0.0
+    away: str | None = None
 
     def way(self, model: GenerativeModel) -> Way:
-        """Return the way that this is with a model."""
-        return Way(self.seed, *model.way(self.steps, self.method, self.grid))
+        """Return the way that this is with a model.
+
+        Raises:
+            UserError: the model has no such class, or cannot be guided so.
+        """
+        return model.way(
+            seed=self.seed,
+            steps=self.steps,
+            method=self.method,
+            grid=self.grid,
+            label=None if self.wanted is None else model.label(self.wanted),
+            guidance=self._guidance(model),
+        )
+
+    def _guidance(self, model: GenerativeModel) -> Guidance | None:
+        if self.guidance is None:
+            if self.interval is not None or self.rescale or self.away is not None:
+                raise UserError("--interval, --rescale and --away say how to guide: give a weight with --guidance")
+            return None
+        interval = (0.0, math.inf) if self.interval is None else self.interval
+        away = None if self.away is None else model.label(self.away)
+        return Guidance(self.guidance, interval, self.rescale, away)
 
 
 @dataclass(frozen=True)
@@ -99,10 +112,11 @@ class Draws:
 
     def _batches(self, indices: range, tick: Callable[[Batch], None]) -> Iterator[Batch]:
         model, first = self.model, indices.start
-        for states in model.states(len(indices), first=first, **asdict(self.way)):
+        for states in model.states(len(indices), self.way, first=first):
             index = range(first, first + len(states))
             labels = model.labels(index, self.way.label)
-            names = [{}] * len(index) if labels is None else [{"class": model.classes[int(k)]} for k in labels]
+            named = [*model.classes, "none"]  # the null condition is -1
+            names = [{}] * len(index) if labels is None else [{"class": named[int(k)]} for k in labels]
             recipes = [self.recipe | {"index": i} | name for i, name in zip(index, names, strict=True)]
             batch = Batch(index, model.codec.decode(states), labels, recipes)
             tick(batch)
@@ -118,7 +132,7 @@ class Draws:
         if not indices or indices.start < 0:
             raise UserError(f"ask for at least one sample, from index 0 on, got n = {len(indices)}")
         some = range(indices.start, indices.start + 1)
-        self.model.try_out(some, **asdict(self.way))
+        self.model.try_out(some, self.way)
 
     def sheet(self, path: Path, items: Tensor, first: int) -> Path:
         """Draw samples into one picture.
@@ -135,13 +149,12 @@ class Draws:
 
 
 @contextmanager
-def drawing(folder: Path, wish: Wish, wanted: str | None, device: str, threads: int | None) -> Iterator[Draws]:
+def drawing(folder: Path, wish: Wish, device: str, threads: int | None) -> Iterator[Draws]:
     """Open a run to draw from it, with the CPU's threads set meanwhile, on whose number the last bits may depend.
 
     Args:
         folder: of the run.
         wish: how.
-        wanted: name or index of one class, or None for every class in turn.
         device: where to compute; of several GPUs each worker takes its own.
         threads: of the CPU; None for as many as trained the run.
 
@@ -158,15 +171,22 @@ def drawing(folder: Path, wish: Wish, wanted: str | None, device: str, threads: 
         device = f"cuda:{Worker.here().local_rank % torch.cuda.device_count()}"
     model.to(device)
     way = wish.way(model)
-    if wanted is not None:
-        way = replace(way, label=model.label(wanted))
     only = "" if way.label is None else f"-{way.label}"
     only += "" if wish.ema is None else f"-ema{wish.ema:g}"
-    slug = model.slug(way.steps, way.method, way.grid)
+    slug = model.slug(way)
     out = run.samples / f"step{notes['step']}-seed{way.seed}-{slug}{only}"
     pages_kept()
     with threaded(count):
-        yield Draws(model, way, run.recipe(model, notes) | asdict(way), out, kind, count)
+        yield Draws(model, way, run.recipe(model, notes) | _told(way), out, kind, count)
+
+
+def _told(way: Way) -> dict[str, Any]:
+    """Return a way for a recipe, which holds no infinity; what guides nothing is left out."""
+    told = asdict(way)
+    if way.guidance is None:
+        return {key: value for key, value in told.items() if key != "guidance"}
+    ends = [end if math.isfinite(end) else None for end in way.guidance.interval]
+    return told | {"guidance": told["guidance"] | {"interval": ends}}
 
 
 class Pace:

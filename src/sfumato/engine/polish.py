@@ -66,7 +66,7 @@ def _prepare(run: Run, better: Path, wanted: Polish, show: Watch) -> None:
     config = replace(wanted.config(run.config, USUAL, choices), optimizer="adamw", mirror=False)
     for line in choices.lines:
         show.say(line)
-    with Interrupt() as stop, drawing(run.folder, Wish(seed=wanted.seed), None, config.device, None) as draws:
+    with Interrupt() as stop, drawing(run.folder, Wish(seed=wanted.seed), config.device, None) as draws:
         need_mean(need_diffusion(draws.model, "correcting a run").denoiser, "correcting a run")
         pace = Pace(show, stop, wanted.n)
         items = torch.cat([batch.items for batch in draws.part(range(wanted.n), pace).batches])

@@ -48,5 +48,5 @@ def preview(run: Run, models: Mapping[str, GenerativeModel], step: int, workers:
 def _states(model: GenerativeModel, seed: int, workers: Workers) -> Tensor:
     """Return the states of the first samples, (COUNT, *dims); all ranks make as many network calls."""
     share = -(-COUNT // workers.size)
-    drawn = model.draw(range(workers.rank * share, (workers.rank + 1) * share), seed=seed)
+    drawn = model.draw(range(workers.rank * share, (workers.rank + 1) * share), model.way(seed=seed))
     return workers.gather(drawn)[:COUNT].cpu()

@@ -49,6 +49,9 @@ LEARNING_RATES = {
 NOISE_MEAN = -0.1
 """Of the log of the noise that networks see in training, against the data's spread."""
 
+DROP = 0.1
+"""Share of the examples whose class a diffusion model does not hear (Ho and Salimans 2207.12598, section 4)."""
+
 FINENESS = 32
 """Steps in which the widths of a GAN or VAE are tried, as parts of those of a diffusion model."""
 EVEN, MORE = 8, range(-16, 17, 8)
@@ -125,6 +128,9 @@ def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices
         **_network(size, points),
         dropout=dropout,
         classes=len(dataset.classes) if asked.classes else 0,
+        drop=choices.take("drop", None, DROP, "of the classes, so that guidance can ask for more of one")
+        if asked.classes
+        else 0.0,
         schedule=asked.schedule,
         parameterisation=asked.parameterisation,
         **aim,

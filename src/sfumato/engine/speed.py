@@ -48,15 +48,16 @@ def speeds(models: Mapping[str, GenerativeModel]) -> dict[str, Speed]:
         models: by name, on the device where they shall draw.
     """
     sizes = {name: sorted({1, max(1, model.batch // 8), model.batch}) for name, model in models.items()}
+    ways = {name: model.way() for name, model in models.items()}
     took: dict[tuple[str, int], list[float]] = {(name, size): [] for name in models for size in sizes[name]}
     for name, size in took:
-        models[name].draw(range(size))  # the first call of each shape prepares kernels
+        models[name].draw(range(size), ways[name])  # the first call of each shape prepares kernels
     order = list(took)
     for _ in range(ROUNDS):
         random.shuffle(order)
         for name, size in order:
             begin = time.perf_counter()
-            models[name].draw(range(size)).cpu()  # waits for the device
+            models[name].draw(range(size), ways[name]).cpu()  # waits for the device
             took[name, size].append(time.perf_counter() - begin)
     return {
         name: _speed(model, {size: median(took[name, size]) for size in sizes[name]}) for name, model in models.items()
@@ -66,7 +67,7 @@ def speeds(models: Mapping[str, GenerativeModel]) -> dict[str, Speed]:
 def _speed(model: GenerativeModel, seconds: Mapping[int, float]) -> Speed:
     batch = max(seconds, key=lambda size: size / seconds[size])
     with counted(model) as calls, FlopCounterMode(display=False) as counter:
-        model.draw(range(model.batch))
+        model.draw(range(model.batch), model.way())
     flops = counter.get_total_flops() / model.batch
     return Speed(len(calls), float(flops), 1 / seconds[1], batch / seconds[batch], batch)
 

@@ -13,16 +13,18 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from sfumato.condition import NULL
 from sfumato.data.codec import Codec
 from sfumato.dist import Rng, stream
 from sfumato.errors import UserError, nearest
+from sfumato.guide import Guidance
 
-__all__ = ["GenerativeModel", "Learner", "Pushforward", "Spec"]
+__all__ = ["GenerativeModel", "Learner", "Pushforward", "Spec", "Way"]
 
 BATCH_VALUES = 64 * 28 * 28
 """Values in a batch of samples: enough to keep two cores busy, few enough that one sample alone does not wait long."""
@@ -62,6 +64,27 @@ class Spec(ABC):
     @abstractmethod
     def words(self) -> str:
         """Return what the networks are, for a sentence of a report."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How samples are drawn: with the weights and an index, all that decides a sample.
+
+    Attributes:
+        seed: of the noise.
+        steps: steps of the sampler.
+        method: name of the sampler.
+        grid: name of the grid.
+        label: class index, or None for every class in turn.
+        guidance: towards the class; None for the model as it was trained.
+    """
+
+    seed: int
+    steps: int
+    method: str
+    grid: str
+    label: int | None = None
+    guidance: Guidance | None = None
 
 
 class Learner(Protocol):
@@ -152,6 +175,11 @@ class GenerativeModel(nn.Module, ABC):
         """
 
     @property
+    def knows_null(self) -> bool:
+        """Whether it has learned to draw under the null condition too; see condition.py."""
+        return False
+
+    @property
     def abilities(self) -> tuple[str, ...]:
         """What the trained model can give but a sample, each in a few words."""
         return ("a class that is asked for",) * bool(self.classes)
@@ -179,7 +207,7 @@ class GenerativeModel(nn.Module, ABC):
         return next(self.parameters()).device
 
     def label(self, name: str | int) -> int:
-        """Return the index of a class given by name or index.
+        """Return the index of a class given by name or index, or the null condition for "none".
 
         Raises:
             UserError: the model has no classes, or not this one.
@@ -188,6 +216,10 @@ class GenerativeModel(nn.Module, ABC):
             raise UserError("this model was trained without classes: train with --classes to ask for one")
         if str(name) in self.classes:
             return self.classes.index(str(name))
+        if name == "none":
+            if self.knows_null:
+                return NULL
+            raise UserError("this run was trained without dropping its classes, so it has no answer to none of them")
         if str(name).isdecimal() and int(name) < len(self.classes):
             return int(name)
         raise UserError(f"no class '{name}'{nearest(str(name), self.classes)}")
@@ -199,79 +231,68 @@ class GenerativeModel(nn.Module, ABC):
         return torch.tensor([i % len(self.classes) if label is None else label for i in indices])
 
     @abstractmethod
-    def way(self, steps: int | None = None, method: str | None = None, grid: str | None = None) -> tuple[int, str, str]:
-        """Return steps, sampler and grid, with this model's usual ones where None is given.
+    def way(
+        self,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        method: str | None = None,
+        grid: str | None = None,
+        label: int | None = None,
+        guidance: Guidance | None = None,
+    ) -> Way:
+        """Return a way to draw, with this model's usual steps, sampler and grid where None is given.
 
         Args:
+            seed: any whole number.
             steps: steps of the sampler.
             method: name of the sampler.
             grid: name of the grid.
+            label: class index; by default every class in turn.
+            guidance: towards the class; by default the model as it was trained.
 
         Raises:
             UserError: this model draws in no such way.
         """
 
     @abstractmethod
-    def slug(self, steps: int, method: str, grid: str) -> str:
-        """Return a way as part of the name of a folder; arguments as :meth:`way` returns them."""
+    def slug(self, way: Way) -> str:
+        """Return a way as part of the name of a folder."""
 
     @abstractmethod
-    def draw(
-        self,
-        indices: Sequence[int],
-        *,
-        seed: int = 0,
-        steps: int | None = None,
-        method: str | None = None,
-        grid: str | None = None,
-        label: int | None = None,
-    ) -> Tensor:
+    def draw(self, indices: Sequence[int], way: Way) -> Tensor:
         """Return the states of the samples with these indices, in one batch; see :meth:`states`."""
 
-    def try_out(self, indices: Sequence[int], **how: object) -> None:
+    def try_out(self, indices: Sequence[int], way: Way) -> None:
         """Begin to draw some samples, to refuse what cannot work; arguments as for :meth:`draw`.
 
         Raises:
             UserError: the model and the way do not fit.
         """
-        self.draw(indices, **how)  # type: ignore[arg-type]
+        self.draw(indices, way)
 
-    def states(
-        self,
-        n: int,
-        *,
-        seed: int = 0,
-        steps: int | None = None,
-        method: str | None = None,
-        grid: str | None = None,
-        label: int | None = None,
-        first: int = 0,
-    ) -> Iterator[Tensor]:
+    def states(self, n: int, way: Way | None = None, *, first: int = 0, **how: Any) -> Iterator[Tensor]:
         """Yield the states of samples first .. first + n - 1, batch by batch, (b, *dims) float32.
 
         Args:
             n: how many, at least 1.
-            seed: any whole number.
-            steps: as for :meth:`way`.
-            method: as for :meth:`way`.
-            grid: as for :meth:`way`.
-            label: class index; by default every class in turn.
+            way: how; by default :meth:`way` says it.
             first: index of the first sample.
+            how: keywords of :meth:`way`.
 
         Raises:
             UserError: n < 1, first < 0 or an unknown name.
         """
         if n < 1 or first < 0:
             raise UserError(f"ask for at least one sample, from index 0 on, got n = {n} from {first}")
+        way = self.way(**how) if way is None else way
         for start in range(first - first % self.batch, first + n, self.batch):
-            drawn = self.draw(
-                range(start, start + self.batch), seed=seed, steps=steps, method=method, grid=grid, label=label
-            )
+            drawn = self.draw(range(start, start + self.batch), way)
             yield drawn[max(first - start, 0) : first + n - start].cpu()
 
-    def sample(self, n: int = 64, **how: object) -> Tensor:
+    def sample(self, n: int = 64, **how: Any) -> Tensor:
         """Return ``n`` samples as the user's items, (n, ...); keywords as for :meth:`states`."""
-        return self.codec.decode(torch.cat(list(self.states(n, **how))))  # type: ignore[arg-type]
+        return self.codec.decode(torch.cat(list(self.states(n, **how))))
 
     def fingerprint(self) -> str:
         """Return 16 hexadecimal digits that name the weights."""
@@ -309,28 +330,29 @@ class Pushforward(GenerativeModel):
         """Return (n,) zeros: there is no noise level to be asked at."""
         return torch.zeros(n, dtype=torch.float64)
 
-    def way(self, steps: int | None = None, method: str | None = None, grid: str | None = None) -> tuple[int, str, str]:
-        if steps not in (None, 1) or method not in (None, self.METHOD) or grid not in (None, self.GRID):
-            raise UserError(f"a {self.family} draws in one call: leave --steps, --sampler and --grid out")
-        return 1, self.METHOD, self.GRID
-
-    def slug(self, steps: int, method: str, grid: str) -> str:
-        return method
-
-    @torch.no_grad()
-    def draw(
+    def way(
         self,
-        indices: Sequence[int],
         *,
         seed: int = 0,
         steps: int | None = None,
         method: str | None = None,
         grid: str | None = None,
         label: int | None = None,
-    ) -> Tensor:
-        self.way(steps, method, grid)
-        z = torch.stack([torch.randn(self.latent, generator=stream(seed, i)) for i in indices])
-        labels = self.labels(indices, label)
+        guidance: Guidance | None = None,
+    ) -> Way:
+        if steps not in (None, 1) or method not in (None, self.METHOD) or grid not in (None, self.GRID):
+            raise UserError(f"a {self.family} draws in one call: leave --steps, --sampler and --grid out")
+        if guidance is not None:
+            raise UserError(f"a {self.family} cannot be guided: leave --guidance out")
+        return Way(seed, 1, self.METHOD, self.GRID, label)
+
+    def slug(self, way: Way) -> str:
+        return way.method
+
+    @torch.no_grad()
+    def draw(self, indices: Sequence[int], way: Way) -> Tensor:
+        z = torch.stack([torch.randn(self.latent, generator=stream(way.seed, i)) for i in indices])
+        labels = self.labels(indices, way.label)
         training = self.training
         self.eval()
         try:

@@ -11,14 +11,16 @@ from typing import ClassVar, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from sfumato.condition import null
 from sfumato.data.codec import Codec
 from sfumato.defaults import GRID, SAMPLER, STEPS
-from sfumato.denoise import Denoiser, Given, tells_mean
+from sfumato.denoise import Denoiser, Given, Model, tells_mean
 from sfumato.density import vlb
 from sfumato.dist import Rng, stream
 from sfumato.errors import UserError, choose
 from sfumato.grid import times
-from sfumato.models.base import GenerativeModel, Spec
+from sfumato.guide import Guidance, Guided
+from sfumato.models.base import GenerativeModel, Spec, Way
 from sfumato.nn import MLP, UNet
 from sfumato.process import Gaussian
 from sfumato.sampler import State, Tuned, sampler, trajectory
@@ -49,6 +51,7 @@ class DiffusionSpec(Spec):
         noise_mean: of the log-normal law, against sigma_data.
         noise_std: its standard deviation.
         coupling: a key of ``sfumato.coupling.COUPLINGS``.
+        drop: share of the examples whose class is dropped in training, for guidance.
         variance: of the reverse step: "learned" by the network, for the sampler "ancestral-learned", or "fixed".
         gives: what the estimate stands for, a key of ``sfumato.denoise.GIVES``.
         sampler: that draws from it unless another is asked for.
@@ -69,6 +72,7 @@ class DiffusionSpec(Spec):
     noise_mean: float = -0.5
     noise_std: float = 1.2
     coupling: str = "independent"
+    drop: float = 0.0
     variance: Literal["fixed", "learned"] = "fixed"
     gives: str = "mean"
     sampler: str = SAMPLER
@@ -112,6 +116,7 @@ class DiffusionSpec(Spec):
             variance=self.variance,
             gives=self.gives,
             coupling=self.coupling,
+            drop=self.drop,
         )
         return Diffusion(denoiser, codec, tuple(classes), self.sampler, self.stops)
 
@@ -171,9 +176,14 @@ class Diffusion(GenerativeModel):
         return self.denoiser(x_0, 0.5, cond).output
 
     @property
+    def knows_null(self) -> bool:
+        return bool(self.classes) and self.denoiser.drop > 0
+
+    @property
     def abilities(self) -> tuple[str, ...]:
         exact = ("log p(x)", "the noise behind x") * tells_mean(self.denoiser)
-        return (*super().abilities, "samples in any number of calls", *exact)
+        more = ("more or less of a class, by guidance",) * (self.knows_null and self.denoiser.gives == "mean")
+        return (*super().abilities, *more, "samples in any number of calls", *exact)
 
     @torch.no_grad()
     def bound(self, x_0: Tensor, cond: Tensor | None = None, rng: Rng = None) -> Tensor | None:
@@ -184,75 +194,93 @@ class Diffusion(GenerativeModel):
 
     # ── Drawing ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def way(self, steps: int | None = None, method: str | None = None, grid: str | None = None) -> tuple[int, str, str]:
-        """Return steps, sampler and grid, with this model's usual ones where None is given.
+    def way(
+        self,
+        *,
+        seed: int = 0,
+        steps: int | None = None,
+        method: str | None = None,
+        grid: str | None = None,
+        label: int | None = None,
+        guidance: Guidance | None = None,
+    ) -> Way:
+        """Return a way to draw, with this model's usual steps, sampler and grid where None is given.
 
         A way that was tuned for a number of steps is the usual one for that number; a student's is its own.
 
         Args:
+            seed: any whole number.
             steps: steps of the sampler.
             method: a key of ``sfumato.sampler.SAMPLERS``, or "tuned".
             grid: a key of ``sfumato.grid.GRIDS``, times as text, or "tuned".
+            label: class index; by default every class in turn.
+            guidance: towards the class; by default the model as it was trained.
+
+        Raises:
+            UserError: guidance of a model that was not trained for it.
         """
+        if guidance is not None:
+            self._refuse(guidance)
         own = len(self.stops) - 1 if self.stops else STEPS
         steps = own if steps is None else steps
-        if method in (None, "tuned") and grid in (None, "tuned") and steps in self.tuned:
-            return steps, "tuned", "tuned"
+        if guidance is None and method in (None, "tuned") and grid in (None, "tuned") and steps in self.tuned:
+            method = grid = "tuned"
         if grid is None:
             grid = ",".join(f"{t:.6g}" for t in self.stops) if self.stops and steps == own else GRID
-        return steps, self.sampler if method is None else method, grid
+        return Way(seed, steps, self.sampler if method is None else method, grid, label, guidance)
 
-    def slug(self, steps: int, method: str, grid: str) -> str:
-        own = self.stops and grid == self.way()[2]  # its times would make a long name
-        return f"{method}-{'own' if own else grid}-{steps}"
+    def _refuse(self, guidance: Guidance) -> None:
+        """Raise a UserError if this model cannot be guided so."""
+        if not self.classes:
+            raise UserError("there is nothing to guide to: train with --classes to ask for one")
+        if self.denoiser.gives != "mean":
+            raise UserError("a student goes its teacher's way alone and cannot be guided: guide its teacher")
+        if guidance.away is None and not self.knows_null:
+            raise UserError("this run was trained without dropping its classes, so it has no answer to no class: "
+                            "train it again, or name a class to go away from (--away)")  # fmt: skip
 
-    def draw(
-        self,
-        indices: Sequence[int],
-        *,
-        seed: int = 0,
-        steps: int | None = None,
-        method: str | None = None,
-        grid: str | None = None,
-        label: int | None = None,
-    ) -> Tensor:
-        for state in self.trajectory(indices, seed=seed, steps=steps, method=method, grid=grid, label=label):
+    def slug(self, way: Way) -> str:
+        own = self.stops and way.grid == self.way().grid  # its times would make a long name
+        name = f"{way.method}-{'own' if own else way.grid}-{way.steps}"
+        return name if way.guidance is None else f"{name}-{way.guidance.words()}"
+
+    def draw(self, indices: Sequence[int], way: Way) -> Tensor:
+        for state in self.trajectory(indices, way):
             last = state.x
         return last
 
-    def try_out(self, indices: Sequence[int], **how: object) -> None:
-        for _ in islice(self.trajectory(indices, **how), 2):  # type: ignore[arg-type]
+    def try_out(self, indices: Sequence[int], way: Way) -> None:
+        for _ in islice(self.trajectory(indices, way), 2):
             pass
 
-    def trajectory(
-        self,
-        indices: Sequence[int],
-        *,
-        seed: int = 0,
-        steps: int | None = None,
-        method: str | None = None,
-        grid: str | None = None,
-        label: int | None = None,
-    ) -> Iterator[State]:
+    def trajectory(self, indices: Sequence[int], way: Way) -> Iterator[State]:
         """Yield every stop of the way back of the samples with these indices, in one batch; see :meth:`states`."""
-        steps, method, grid = self.way(steps, method, grid)
-        tuned = self._tuned(steps) if "tuned" in (method, grid) else None
-        stops = tuned.stops if tuned is not None else times(grid, steps, self.denoiser.process.schedule)
-        rng = [stream(seed, i) for i in indices]
+        tuned = self._tuned(way.steps) if "tuned" in (way.method, way.grid) else None
+        stops = tuned.stops if tuned is not None else times(way.grid, way.steps, self.denoiser.process.schedule)
+        rng = [stream(way.seed, i) for i in indices]
         blank = torch.zeros(len(indices), *self.codec.dims, device=self.device)
-        labels = self.labels(indices, label)
-        model = Given(self.denoiser, None if labels is None else labels.to(self.device))
+        labels = self.labels(indices, way.label)
+        model = self._asked(None if labels is None else labels.to(self.device), way.guidance)
         start = model.process.prior(blank, float(stops[0])).sample(rng)
         training = self.training
         self.eval()  # no dropout on the way back
         try:
             yield from (
-                trajectory(model, sampler(method), start, grid, steps, rng)
+                trajectory(model, sampler(way.method), start, way.grid, way.steps, rng)
                 if tuned is None
                 else trajectory(model, tuned, start, stops)
             )
         finally:
             self.train(training)
+
+    def _asked(self, labels: Tensor | None, guidance: Guidance | None) -> Model:
+        """Return the model of samples of these classes."""
+        wanted = Given(self.denoiser, labels)
+        if guidance is None or labels is None:
+            return wanted
+        away = null(labels) if guidance.away is None else torch.full_like(labels, guidance.away)
+        towards = [(wanted, guidance.weight)]
+        return Guided(Given(self.denoiser, away), towards, guidance.interval, guidance.rescale)
 
     def _tuned(self, steps: int) -> Tuned:
         if steps not in self.tuned:

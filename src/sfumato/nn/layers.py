@@ -71,7 +71,9 @@ class Conditioning(nn.Module):
             nn.init.zeros_(self.end.weight)
 
     def forward(self, level: Tensor, cond: Tensor | None, to: Tensor | None = None) -> Tensor:
-        """Levels (B,), labels (B,) in [0, classes) and levels of ends (B,) to vectors (B, width).
+        """Levels (B,), labels (B,) below classes and levels of ends (B,) to vectors (B, width).
+
+        A label below 0 is none: it adds nothing.
 
         Raises:
             ValueError: labels or ends are missing where the network has them, or given where it has none.
@@ -86,8 +88,8 @@ class Conditioning(nn.Module):
         h: Tensor = self.outer(F.silu(self.inner(waves)))
         if self.end is not None and to is not None:
             h = h + self.end(self._waves(to) - waves)
-        if self.label is not None:
-            h = h + self.label(cond)
+        if self.label is not None and cond is not None:
+            h = h + torch.where((cond < 0)[:, None], 0.0, self.label(cond.clamp(min=0)))
         return F.silu(h)
 
     def _waves(self, level: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from sfumato.defaults import GRID, STEPS
-from sfumato.denoise import GIVES, Model, meaning
+from sfumato.denoise import GIVES, Model, cost, meaning
 from sfumato.dist import Rng
 from sfumato.errors import UserError
 from sfumato.grid import times
@@ -120,7 +120,7 @@ class _Counted:
         self.gives = meaning(model)
 
     def __call__(self, x_t: Tensor, t: Time, s: Time | None = None) -> Any:
-        self.calls += 1
+        self.calls += cost(self.model, t)
         return self.model(x_t, t) if s is None else self.model(x_t, t, s=s)
 
 

