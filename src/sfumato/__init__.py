@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sfumato.schedule import Table as Table
     from sfumato.verbs import compare as compare
     from sfumato.verbs import distill as distill
+    from sfumato.verbs import edit as edit
     from sfumato.verbs import evaluate as evaluate
     from sfumato.verbs import inspect as inspect
     from sfumato.verbs import likelihood as likelihood
@@ -67,6 +68,7 @@ _HOME = {
             "resume",
             "sample",
             "samplers",
+            "edit",
             "distill",
             "tune_sampler",
             "evaluate",

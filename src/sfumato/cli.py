@@ -25,7 +25,7 @@ from sfumato.errors import UserError, nearest
 __all__ = ["main"]
 
 VERBS = (
-    "inspect", "plan", "train", "resume", "sample", "samplers", "polish", "distill", "tune-sampler", "evaluate",
+    "inspect", "plan", "train", "resume", "sample", "edit", "samplers", "polish", "distill", "tune-sampler", "evaluate",
     "compare", "likelihood", "show", "report",
 )  # fmt: skip
 

@@ -55,8 +55,8 @@ class Measured:
         operator: A, a linear function of states.
         noise: s, the standard deviation of the noise in y, > 0.
         method: a key of :data:`METHODS`.
-        iterations: of conjugate gradients, 1 or more. More come nearer to (2), but the Jacobian of a network is not quite
-            symmetric, and many may lead astray.
+        iterations: of conjugate gradients, 1 or more. More come nearer to (2), but the Jacobian of a network is not
+            quite symmetric, and many may lead astray.
         sigma_data: the data's standard deviation, for "pigdm".
         zeta: for "dps"; more of it follows the measurement closer, in more steps.
 

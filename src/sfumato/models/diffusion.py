@@ -255,12 +255,11 @@ class Diffusion(GenerativeModel):
 
     def trajectory(self, indices: Sequence[int], way: Way) -> Iterator[State]:
         """Yield every stop of the way back of the samples with these indices, in one batch; see :meth:`states`."""
-        tuned = self._tuned(way.steps) if "tuned" in (way.method, way.grid) else None
-        stops = tuned.stops if tuned is not None else times(way.grid, way.steps, self.denoiser.process.schedule)
+        tuned, stops = self._tuned(way), self.stops_of(way)
         rng = [stream(way.seed, i) for i in indices]
         blank = torch.zeros(len(indices), *self.codec.dims, device=self.device)
         labels = self.labels(indices, way.label)
-        model = self._asked(None if labels is None else labels.to(self.device), way.guidance)
+        model = self.asked(None if labels is None else labels.to(self.device), way.guidance)
         start = model.process.prior(blank, float(stops[0])).sample(rng)
         training = self.training
         self.eval()  # no dropout on the way back
@@ -273,8 +272,20 @@ class Diffusion(GenerativeModel):
         finally:
             self.train(training)
 
-    def _asked(self, labels: Tensor | None, guidance: Guidance | None) -> Model:
-        """Return the model of samples of these classes."""
+    def stops_of(self, way: Way) -> Tensor:
+        """Return the times at which a way back stops, falling to 0."""
+        tuned = self._tuned(way)
+        if tuned is not None:
+            return torch.tensor(tuned.stops, dtype=torch.float64)
+        return times(way.grid, way.steps, self.denoiser.process.schedule)
+
+    def asked(self, labels: Tensor | None, guidance: Guidance | None = None) -> Model:
+        """Return the model of data of some classes.
+
+        Args:
+            labels: (B,), one for each row of the states to come; None without classes.
+            guidance: towards them.
+        """
         wanted = Given(self.denoiser, labels)
         if guidance is None or labels is None:
             return wanted
@@ -282,7 +293,10 @@ class Diffusion(GenerativeModel):
         towards = [(wanted, guidance.weight)]
         return Guided(Given(self.denoiser, away), towards, guidance.interval, guidance.rescale)
 
-    def _tuned(self, steps: int) -> Tuned:
+    def _tuned(self, way: Way) -> Tuned | None:
+        if "tuned" not in (way.method, way.grid):
+            return None
+        steps = way.steps
         if steps not in self.tuned:
             known = f"for {', '.join(map(str, sorted(self.tuned)))} steps" if self.tuned else "for no number of steps"
             raise UserError(f"this model's way back was tuned {known}, not for {steps}: sfumato tune-sampler does it")

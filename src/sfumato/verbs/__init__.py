@@ -5,12 +5,14 @@ functions: ``sfumato --help`` must not wait for PyTorch.
 """
 
 from sfumato.verbs.drawing import load, sample, samplers, show
+from sfumato.verbs.editing import edit
 from sfumato.verbs.judging import compare, evaluate, inspect, likelihood, report
 from sfumato.verbs.training import distill, plan, polish, resume, train, tune_sampler
 
 __all__ = [
     "compare",
     "distill",
+    "edit",
     "evaluate",
     "inspect",
     "likelihood",

@@ -101,10 +101,9 @@ class Subject:
     @property
     def times(self) -> Tensor:
         """Where the way back stops."""
-        way, schedule = self.way, self.process.schedule
-        if self.model is not None and way.method == "tuned":
-            return torch.tensor(self.model.tuned[way.steps].stops, dtype=torch.float64)
-        return times(way.grid, way.steps, schedule)
+        if self.model is not None:
+            return self.model.stops_of(self.way)
+        return times(self.way.grid, self.way.steps, self.process.schedule)
 
     @property
     def flow_way(self) -> Way:

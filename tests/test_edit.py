@@ -1,0 +1,147 @@
+"""Editing: strength 0 is the input and 1 a fresh sample, what a mask keeps is kept, and mistakes are one line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sfumato
+from commands import fails
+from sfumato.errors import UserError
+from sfumato.grid import times
+from sfumato.models.edit import edited, remaining
+from sfumato.schedule import Cosine
+
+USUAL = {"steps": 6, "method": "unipc2", "grid": "logsnr"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("edit")
+    return sfumato.train("digits", classes=True, steps=150, batch=32, size="tiny", out=str(folder / "run"))
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return sfumato.load(run)
+
+
+@pytest.fixture(scope="module")
+def items():
+    return sfumato.load("digits").sample(8, seed=3)
+
+
+@pytest.fixture
+def picture(items, tmp_path):
+    path = tmp_path / "one.png"
+    Image.fromarray((items[0, 0].numpy() * 15.9375).round().astype(np.uint8)).save(path)
+    return path
+
+
+def white(path, box, side=8):
+    mask = np.zeros((side, side), np.uint8)
+    mask[box] = 255
+    Image.fromarray(mask).save(path)
+    return path
+
+
+# ── Strength ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_strength_0_returns_the_input_and_1_a_fresh_sample(model, items):
+    way = model.way(seed=5, label=3, **USUAL)
+    assert torch.equal(edited(model, items, way, 0.0), items)
+    assert torch.equal(edited(model, items, way, 1.0), model.codec.decode(model.draw(range(8), way)))
+
+
+@pytest.mark.parametrize("method", ["unipc2", "ancestral"])
+def test_the_distance_to_the_input_grows_with_the_strength(model, items, method):
+    way = model.way(steps=20, method=method, grid="logsnr")
+    many = items.repeat(4, 1, 1, 1)
+    far = [float((edited(model, many, way, u).float() - many).square().mean()) for u in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
+    assert far == sorted(far) and far[-1] > 4 * far[1]
+
+
+def test_a_strength_between_two_stops_begins_between_them():
+    stops = times("logsnr", 10, Cosine())
+    assert torch.equal(remaining(stops, 1.0), stops)
+    assert torch.equal(remaining(stops, 0.5), stops[5:])
+    between = remaining(stops, 0.55)
+    assert len(between) == 7 and torch.equal(between[1:], stops[5:]) and stops[5] < between[0] < stops[4]
+
+
+# ── Masks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_what_is_known_is_kept_bit_for_bit_and_the_rest_is_made(model, items, strength):
+    mask = torch.ones(8, 8, dtype=torch.bool)
+    mask[:, 4:] = False
+    found = edited(model, items, model.way(steps=12, method="ancestral"), strength, mask)
+    assert torch.equal(found[..., :4], items[..., :4])
+    assert not torch.equal(found[..., 4:], items[..., 4:])
+    everything = torch.ones(8, 8, dtype=torch.bool)
+    assert torch.equal(edited(model, items, model.way(), 1.0, everything), items)
+
+
+def test_what_is_made_fits_what_is_known(model, items):
+    """The seam of an inpainted picture is as smooth as that of a real one, and smoother than that of two halves."""
+    mask = torch.ones(8, 8, dtype=torch.bool)
+    mask[4:] = False
+    many = sfumato.load("digits").sample(64, seed=9)
+    found = edited(model, many, model.way(steps=12, method="ancestral"), 1.0, mask)
+
+    def seam(x):
+        return float((x[:, :, 3].float() - x[:, :, 4].float()).square().mean())
+
+    halves = torch.cat([many[:, :, :4], many.roll(7, 0)[:, :, 4:]], 2)
+    assert seam(found) < 0.5 * (seam(many) + seam(halves))
+
+
+def test_impossible_edits_are_refused(model, items):
+    with pytest.raises(UserError, match=r"in \[0, 1\]"):
+        edited(model, items, model.way(), 1.2)
+    with pytest.raises(UserError, match="a mask of 4x4 does not fit pictures of 8x8"):
+        edited(model, items, model.way(), 0.5, torch.ones(4, 4, dtype=torch.bool))
+
+
+# ── The command ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_picture_is_edited_and_says_how(run, picture):
+    files = sfumato.edit(run, image=str(picture), n=3, strength=0.4, class_="7", guidance=2.0)
+    assert len(files) == 4 and files[0].parent.name.startswith("edit-one-0.4-")
+    told = json.loads(Image.open(files[1]).text["sfumato"])
+    assert told["strength"] == 0.4 and told["index"] == 1 and told["label"] == 7 and len(told["image"]) == 16
+    again = sfumato.edit(run, image=str(picture), n=1, strength=0.4, class_="7", guidance=2.0, out=str(picture) + "-2")
+    assert again[0].read_bytes() != files[1].read_bytes()
+    assert np.array_equal(np.asarray(Image.open(again[0])), np.asarray(Image.open(files[0])))
+
+
+def test_black_parts_of_a_mask_keep_the_files_pixels(run, picture, tmp_path):
+    mask = white(tmp_path / "mask.png", np.s_[:, 5:])
+    files = sfumato.edit(run, image=str(picture), mask=str(mask), n=2, steps=4)
+    given = np.asarray(Image.open(picture))
+    for path in files[:-1]:
+        assert np.array_equal(np.asarray(Image.open(path))[:, :5], given[:, :5])
+
+
+def test_mistakes_are_one_line(run, picture, tmp_path, capsys):
+    ask = ["edit", run, "--image", picture]
+    fails(capsys, ["edit", run, "--image", tmp_path / "none.png"], "none.png: No such file")
+    fails(capsys, [*ask, "--strength", "2"], "strength is a share of the way back")
+    fails(capsys, [*ask, "-n", "0"], "at least one answer")
+    fails(capsys, [*ask, "--mask", white(tmp_path / "big.png", np.s_[:3], 16)], "a mask of 16x16 for a picture of 8x8")
+    fails(capsys, [*ask, "--class", "fish"], "no class 'fish'")
+    fails(capsys, [*ask, "--out", tmp_path], "choose another --out")
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    fails(capsys, ["edit", run, "--image", text], "not a PNG, JPEG, WebP or BMP picture")
+    points = sfumato.train("moons", steps=1, batch=8, out=str(tmp_path / "points"))
+    fails(capsys, ["edit", points, "--image", picture], "a run of points")
+    student = sfumato.distill(run, calls=1, steps=1, batch=8, out=str(tmp_path / "student"))
+    fails(capsys, ["edit", student, "--image", picture], "ask its teacher")
+    gan = sfumato.train("digits", model="gan", steps=1, batch=8, out=str(tmp_path / "gan"))
+    fails(capsys, ["edit", gan, "--image", picture], "a gan")
