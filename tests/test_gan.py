@@ -190,7 +190,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["likelihood", "RUN"], "log p needs a diffusion model, and this is a gan"),
+        (["likelihood", "RUN"], "log p needs a diffusion model or a vae, and this is a gan"),
         (["distill", "RUN"], "distilling needs a diffusion model, and this is a gan"),
         (["tune-sampler", "RUN"], "tuning a sampler needs a diffusion model, and this is a gan"),
         (["polish", "RUN"], "correcting a run needs a diffusion model, and this is a gan"),

@@ -23,7 +23,7 @@ from sfumato.engine.begin import RUNS, begin, go_on
 from sfumato.engine.contest import MODELS, TOLERANCE, Contest, Entrant, Terms
 from sfumato.engine.course import course, recovery
 from sfumato.engine.distill import Wanted, distill
-from sfumato.engine.evaluate import LEAST, Real, enough, evaluate
+from sfumato.engine.evaluate import Real, enough, evaluate, need_enough
 from sfumato.engine.examples import chosen
 from sfumato.engine.gauge import forget_peak
 from sfumato.engine.generate import Wish
@@ -58,10 +58,7 @@ def compare(terms: Terms, out: Path | None, device: str) -> Contest:
     dataset = load_data(terms.data)
     if dataset.test is None:
         raise UserError(f"'{terms.data}' has no held-out part by which models could be compared")
-    if len(dataset.test.items) < LEAST:
-        raise UserError(
-            f"'{terms.data}' holds out {len(dataset.test.items)} examples; to compare takes {LEAST} or more"
-        )
+    need_enough(dataset.test)
     if terms.classes and not dataset.classes:
         raise UserError(f"'{terms.data}' has no classes; leave --classes out")
     folder = RUNS / f"compare-{dataset.name}" if out is None else out

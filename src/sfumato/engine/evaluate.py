@@ -34,7 +34,7 @@ from sfumato.metrics.kernel import kernel_distance
 from sfumato.metrics.neighbours import manifolds, nearest
 from sfumato.metrics.recognise import recogniser
 
-__all__ = ["LEAST", "Evaluation", "Measure", "Real", "compare", "enough", "evaluate"]
+__all__ = ["Evaluation", "Measure", "Real", "compare", "enough", "evaluate", "need_enough"]
 
 LEAST = 20
 """Samples, and held-out examples, that are enough to tell anything."""
@@ -149,11 +149,7 @@ class Real:
         Raises:
             UserError: the features are not for these data, or not installed; or too few examples are held out.
         """
-        if len(held_out.items) < LEAST:
-            raise UserError(
-                f"{held_out.name}: {len(held_out.items)} held-out examples are too few to compare with: name others, "
-                f"or hold out {LEAST} or more"
-            )
+        need_enough(held_out)
         kind, why = features_of(features, data.codec.dims)
         return Real(data.in_memory(), held_out.in_memory(), kind), why
 
@@ -218,6 +214,22 @@ def _real(run: Run, draws: Draws, data: str | None, features: str | None) -> tup
         )
     real, why = Real.of(own, held, features)
     return real, [*notes, f"features: {real.features.name} ({why})"]
+
+
+def need_enough(held_out: Dataset) -> None:
+    """Refuse held-out examples that are too few to tell anything.
+
+    Args:
+        held_out: examples to compare with.
+
+    Raises:
+        UserError: they are fewer than LEAST.
+    """
+    if len(held_out.items) < LEAST:
+        raise UserError(
+            f"{held_out.name}: {len(held_out.items)} held-out examples are too few to compare with: name others, "
+            f"or hold out {LEAST} or more"
+        )
 
 
 def enough(n: int | None, features: Features) -> int:

@@ -191,7 +191,7 @@ def likelihood(folder: Path, data: str | None, how: How, out: Path | None, devic
     if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists and is not empty; choose another --out")
     loaded, weights = run.load(device=device, precision="fp32")
-    model = loaded if isinstance(loaded, VAE) else need_diffusion(loaded, "log p")
+    model = loaded if isinstance(loaded, VAE) else need_diffusion(loaded, "log p", "or a vae")
     own = run.dataset()
     datasets, notes = [own], _notes(run, own)
     if data is not None and data != run.config.data:

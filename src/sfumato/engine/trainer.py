@@ -5,7 +5,7 @@ Nothing random is a state. With stream() of dist.py, s = seed:
 (1)  first weights                = f(s)
 (2)  examples of step k           = f(s, epoch): the k-th batch of an endless row of shuffled epochs
 (3)  times of k                   = f(s, k);  noise, dequantisation and dropout of part j of k = f(s, k, j)
-(4)  learning rate after i images = lr min(1, i / WARM_UP), then falling to 0 over the last COOL_DOWN of the run
+(4)  learning rate of step k = lr min(1, k / WARM_UP), then falling to 0 over the last COOL_DOWN of the run
 
 So a run killed anywhere and resumed from its last checkpoint ends with the same bits, and many processes follow the law
 of one; see distributed.py for the parts. A run that is given a time learns its number of steps on the way: the total is
@@ -49,7 +49,7 @@ from sfumato.process import spread
 
 __all__ = ["Trainer"]
 
-WARM_UP = 6_400  # images; 100 steps of 64, after which AdamW's second moment (beta 0.99) has seen its horizon
+WARM_UP = 50  # steps; 200 of 32 cost a run of 900 steps 4% in Frechet distance, and a GAN of 600 a sixth
 COOL_DOWN = 0.3  # share of the run; RECIPES: 20 to 30%
 CLIP = 1.0  # norm of the gradient
 PATIENCE, RETURNS = 10, 4
@@ -163,7 +163,7 @@ class Trainer:
     def rate(self, step: int) -> float:
         """Return the learning rate of step 1, 2, ...; equation (4)."""
         left = (self.total - step + 1) / (COOL_DOWN * self.total)
-        return self.config.lr / 2**self.returns * min(1.0, step * self.config.batch / WARM_UP, left)
+        return self.config.lr / 2**self.returns * min(1.0, step / WARM_UP, left)
 
     def _prefetch(self, call: int) -> None:
         """Let data on disk be read that are wanted next: for a later call of this step, or the first of the next."""

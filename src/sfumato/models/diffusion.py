@@ -304,19 +304,20 @@ class Diffusion(GenerativeModel):
 
 
 @overload
-def need_diffusion(found: GenerativeModel, what: str) -> Diffusion: ...
+def need_diffusion(found: GenerativeModel, what: str, other: str = "") -> Diffusion: ...
 @overload
-def need_diffusion(found: Spec, what: str) -> DiffusionSpec: ...
-def need_diffusion(found: GenerativeModel | Spec, what: str) -> Diffusion | DiffusionSpec:
+def need_diffusion(found: Spec, what: str, other: str = "") -> DiffusionSpec: ...
+def need_diffusion(found: GenerativeModel | Spec, what: str, other: str = "") -> Diffusion | DiffusionSpec:
     """Return a model, or what a config says of one, if it is a diffusion model, and refuse any other.
 
     Args:
         found: that is asked.
         what: is wanted of it, for the error.
+        other: family that would do too, in words.
 
     Raises:
         UserError: it is of another family.
     """
     if not isinstance(found, Diffusion | DiffusionSpec):
-        raise UserError(f"{what} needs a diffusion model, and this is a {found.family}")
+        raise UserError(f"{what} needs a diffusion model{f' {other}' if other else ''}, and this is a {found.family}")
     return found
