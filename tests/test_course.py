@@ -15,7 +15,7 @@ N = 64
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return Run.open(sfumato.train("moons", model="vae", steps=60, out=str(tmp_path_factory.mktemp("c") / "vae")))
+    return Run.open(sfumato.train("moons", model="vae", steps=120, out=str(tmp_path_factory.mktemp("c") / "vae")))
 
 
 @pytest.fixture(scope="module")

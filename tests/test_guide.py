@@ -140,6 +140,8 @@ def test_rescaled_estimates_have_the_deviation_of_what_they_are_guided_to():
     plain = Guided(base, [(one, 5.0)])(x, 0.5).x0
     full, half = (Guided(base, [(one, 5.0)], rescale=phi)(x, 0.5).x0 for phi in (1.0, 0.5))
     torch.testing.assert_close(full.std(1), one(x, 0.5).x0.std(1))
+    unheard = Guided(base, [(one, 5.0), (base, 0.0)], rescale=1.0)
+    torch.testing.assert_close(unheard(x, 0.5).x0, full)
     torch.testing.assert_close(half, (plain + full) / 2)
 
 

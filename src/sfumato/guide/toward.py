@@ -108,45 +108,41 @@ class Guided:
     def __call__(self, x_t: Tensor, t: Time, s: Time | None = None) -> Estimate:
         """Estimate the data behind ``x_t`` (B, ...)."""
         now = self.process.schedule.at(t)
-        asked = [(model(x_t, now), weight) for model, weight in self._asked(now)]
+        asked = [(model(x_t, now), weight, share) for model, weight, share in self._asked(now)]
         if len(asked) == 1:
             return asked[0][0]
-        guided = combined(asked)
+        guided = combined([(found, weight) for found, weight, _ in asked])
         if not self.rescale:
             return guided
-        count = len(self.towards)
-        aim = combined([(found, weight) for (found, _), weight in zip(asked[-count:], self._shares(), strict=True)])
+        aim = combined([(found, share) for found, _, share in asked if share])
         ratio = deviation(aim.x0) / deviation(guided.x0)
         return told(guided, guided.x0 * (self.rescale * ratio + 1 - self.rescale))
 
     def cost(self, t: Time) -> int:
         """Return how many network calls an estimate at ``t`` takes."""
-        return sum(cost(model, t) for model, _ in self._asked(self.process.schedule.at(t)))
+        return sum(cost(model, t) for model, *_ in self._asked(self.process.schedule.at(t)))
 
     def take(self, rows: Tensor) -> Guided:
         """Return the model for some rows of its batch."""
         towards = [(take(model, rows), weight) for model, weight in self.towards]
         return replace(self, base=take(self.base, rows), towards=towards)
 
-    def _asked(self, now: Instant) -> Iterator[tuple[Model, Number]]:
-        """Yield the models that have a weight, the base first."""
+    def _asked(self, now: Instant) -> Iterator[tuple[Model, Number, float]]:
+        """Yield the models that have a weight, the base first, with it and their share where there is no guidance."""
         low, high = (math.log(end) if end else -math.inf for end in self.interval)
         noise = torch.as_tensor(-now.logsnr / 2, dtype=torch.float64)
         inside = (low <= noise) & (noise <= high)
-        weights = [weight for _, weight in self.towards]
-        if inside.all():
-            each: list[Number] = [1 - sum(weights), *weights]
-        elif not inside.any():
-            each = [0.0, *self._shares()]
-        else:
-            shares = zip([1 - sum(weights), *weights], [0.0, *self._shares()], strict=True)
-            each = [torch.where(inside, within, beyond) for within, beyond in shares]
-        models = [self.base, *(model for model, _ in self.towards)]
-        yield from ((m, w) for m, w in zip(models, each, strict=True) if isinstance(w, Tensor) or w != 0)
-
-    def _shares(self) -> list[float]:
         total = sum(weight for _, weight in self.towards)
-        return [weight / total if total else 1 / len(self.towards) for _, weight in self.towards]
+        rows = [(self.base, 1 - total, 0.0)]
+        rows += [(model, w, w / total if total else 1 / len(self.towards)) for model, w in self.towards]
+        for model, within, beyond in rows:
+            if inside.any() == inside.all():
+                weight: Number = within if inside.all() else beyond
+                asked = weight != 0
+            else:
+                weight, asked = torch.where(inside, within, beyond), True
+            if asked:
+                yield model, weight, beyond
 
 
 def combined(parts: Sequence[tuple[Estimate, Number]]) -> Estimate:
