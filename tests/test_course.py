@@ -10,7 +10,7 @@ from sfumato.engine.course import REST, SHARE, SPIKE, course, recovery
 from sfumato.engine.evaluate import Real
 from sfumato.engine.run import Run
 
-N = 64
+N = 512
 
 
 @pytest.fixture(scope="module")
