@@ -12,7 +12,7 @@ from sfumato.dist import stream
 from sfumato.errors import UserError
 from sfumato.guide import Measured
 from sfumato.guide.measured import METHODS, conjugate_gradients
-from sfumato.guide.operators import OPERATORS, Blur, Grey, Known, Projections, Smaller
+from sfumato.guide.operators import Blur, Grey, Known, Projections, Smaller
 from sfumato.process import Gaussian
 from sfumato.sampler import generate, sampler
 from sfumato.schedule import VE, VP, Cosine, Flow
@@ -132,7 +132,7 @@ def test_a_measurement_of_another_shape_is_refused():
 PICTURES = torch.randn(2, 3, 8, 8, generator=stream(9), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("operator", [*(make() for make in OPERATORS.values()), Known(torch.eye(8))])
+@pytest.mark.parametrize("operator", [Smaller(), Blur(), Grey(), Projections(), Known(torch.eye(8))])
 def test_operators_are_linear(operator):
     other = PICTURES.flip(2)
     torch.testing.assert_close(operator(2 * PICTURES - other), 2 * operator(PICTURES) - operator(other))

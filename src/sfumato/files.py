@@ -17,7 +17,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from sfumato.errors import UserError
 
-__all__ = ["exists", "png_bytes", "sweep", "writable", "write_atomic", "write_png"]
+__all__ = ["exists", "need_empty", "png_bytes", "sweep", "writable", "write_atomic", "write_png"]
 
 
 def exists(path: Path) -> bool:
@@ -26,6 +26,19 @@ def exists(path: Path) -> bool:
         return path.exists()
     except OSError:  # too long for a path
         return False
+
+
+def need_empty(out: Path | None) -> None:
+    """Refuse a folder for results that holds anything already.
+
+    Args:
+        out: as it was asked for; None if it was not.
+
+    Raises:
+        UserError: it is a file, or a folder that is not empty.
+    """
+    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists and is not empty; choose another --out")
 
 
 def write_atomic(path: Path, content: bytes) -> Path:

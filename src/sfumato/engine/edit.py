@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sfumato.data.decoding import decode
 from sfumato.data.image import ImageCodec, Pictures
-from sfumato.data.source import Item
+from sfumato.data.source import Array, Item
 from sfumato.engine.generate import Wish, drawing
 from sfumato.errors import UserError
-from sfumato.files import write_png
+from sfumato.files import need_empty, write_png
 from sfumato.models.diffusion import need_diffusion
 from sfumato.models.edit import edited
 
@@ -44,11 +44,11 @@ def edit(
         codec = model.codec
         if not isinstance(codec, ImageCodec):
             raise UserError(f"{folder}: a run of points, and pictures alone can be edited")
-        item = torch.from_numpy(_fitted(image, codec)[None])
-        kept = None if mask is None else _mask(mask, image, codec)
+        pixels = _pixels(image)
+        item = _fitted(image, pixels, codec)
+        kept = None if mask is None else _mask(mask, pixels.shape[:2], codec)
         place = draws.folder.with_name(f"edit-{image.stem}-{strength:g}-{draws.folder.name}") if out is None else out
-        if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out}: exists and is not empty; choose another --out")
+        need_empty(out)
         recipe: dict[str, Any] = draws.recipe | {"image": _digest(image), "strength": strength}
         recipe |= {} if mask is None else {"mask": _digest(mask)}
         parts = [
@@ -62,15 +62,15 @@ def edit(
         return [*files, write_png(place / "grid.png", sheet, recipe | {"first": "the picture that was given"})]
 
 
-def _fitted(path: Path, codec: ImageCodec) -> np.ndarray[Any, Any]:
-    """Read a picture and bring it to the shape and levels of a codec, (C, H, W)."""
-    fitted = Pictures().fit(Item(path.name, _pixels(path)), codec.dims)
-    return np.round(fitted.astype(float) * ((codec.levels - 1) / 255)).astype(np.uint8)
+def _fitted(path: Path, pixels: Array, codec: ImageCodec) -> Tensor:
+    """Bring a picture to the shape and levels of a codec, (1, C, H, W)."""
+    fitted = torch.tensor(Pictures().fit(Item(path.name, pixels), codec.dims))[None]
+    return codec.decode(replace(codec, levels=256).encode(fitted))
 
 
-def _mask(path: Path, image: Path, codec: ImageCodec) -> Tensor:
-    """Read a mask, true where a picture is kept, (H, W)."""
-    pixels, size = _pixels(path), _pixels(image).shape[:2]
+def _mask(path: Path, size: tuple[int, ...], codec: ImageCodec) -> Tensor:
+    """Read a mask for a picture of some height and width, true where it is kept, (H, W)."""
+    pixels = _pixels(path)
     if pixels.shape[:2] != size:
         ours, theirs = ("x".join(map(str, each)) for each in (pixels.shape[:2], size))
         raise UserError(f"{path}: a mask of {ours} for a picture of {theirs}; give one of the same size")
@@ -78,7 +78,7 @@ def _mask(path: Path, image: Path, codec: ImageCodec) -> Tensor:
     return torch.from_numpy(fitted[0] < 128)
 
 
-def _pixels(path: Path) -> np.ndarray[Any, Any]:
+def _pixels(path: Path) -> Array:
     found = decode(lambda: path.open("rb"))
     if isinstance(found, str):
         raise UserError(f"{path}: {found}")

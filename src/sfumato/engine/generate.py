@@ -21,7 +21,7 @@ from sfumato.engine.progress import Watch, duration, watch
 from sfumato.engine.run import Run
 from sfumato.engine.worker import Worker
 from sfumato.errors import UserError
-from sfumato.files import write_png
+from sfumato.files import need_empty, write_png
 from sfumato.guide import Guidance
 from sfumato.models.base import GenerativeModel, Way
 
@@ -236,8 +236,7 @@ def generate(draws: Draws, indices: range, out: Path | None) -> list[Path]:
     """
     if Worker.here().world > 1:
         raise UserError("several workers share their work in shards: add --shards, at least one for each of them")
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is not empty; choose another --out")
+    need_empty(out)
     folder = draws.folder if out is None else out
     items: list[Tensor] = []
     show = watch("sample", "sample")

@@ -44,7 +44,7 @@ from sfumato.engine.examples import Examples, alone, chosen, foreign, levels_of
 from sfumato.engine.progress import duration, watch
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
-from sfumato.files import write_atomic
+from sfumato.files import need_empty, write_atomic
 from sfumato.models.diffusion import Diffusion, need_diffusion
 from sfumato.models.vae import DRAWS, VAE
 
@@ -188,8 +188,7 @@ def likelihood(folder: Path, data: str | None, how: How, out: Path | None, devic
             have other classes, data that are gone, or ``out`` holds other files.
     """
     started, run = time.monotonic(), Run.open(folder)
-    if out is not None and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists and is not empty; choose another --out")
+    need_empty(out)
     loaded, weights = run.load(device=device, precision="fp32")
     model = loaded if isinstance(loaded, VAE) else need_diffusion(loaded, "log p", "or a vae")
     own = run.dataset()

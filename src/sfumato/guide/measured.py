@@ -157,4 +157,5 @@ def conjugate_gradients(matrix: Times, b: Tensor, iterations: int) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Return the inner product of each example, (B, 1, ...)."""
-    return (a * b).flatten(1).sum(1).view(-1, *(1 for _ in a.shape[1:]))
+    found: Tensor = spread((a * b).flatten(1).sum(1), a)
+    return found

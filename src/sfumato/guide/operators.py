@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor
 from sfumato.dist import stream
 from sfumato.errors import UserError
 
-__all__ = ["OPERATORS", "Blur", "Grey", "Known", "Operator", "Projections", "Smaller"]
+__all__ = ["Blur", "Grey", "Known", "Operator", "Projections", "Smaller"]
 
 Operator = Callable[[Tensor], Tensor]
 """A linear function of states; it need not be one of these."""
@@ -114,9 +114,10 @@ class Projections:
 
     def matrix(self, dim: int) -> Tensor:
         """Return the projections, (m, dim)."""
-        rows = torch.randn(max(1, round(self.share * dim)), dim, generator=stream(self.seed), dtype=torch.float64)
-        return F.normalize(rows, dim=1)
+        return _projections(max(1, round(self.share * dim)), dim, self.seed)
 
 
-OPERATORS = {"smaller": Smaller, "blur": Blur, "grey": Grey, "projections": Projections}
-"""Those that need no mask, by name."""
+@lru_cache(maxsize=4)
+def _projections(count: int, dim: int, seed: int) -> Tensor:
+    """Draw them once: they are asked for at every call of a network."""
+    return F.normalize(torch.randn(count, dim, generator=stream(seed), dtype=torch.float64), dim=1)

@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from sfumato.denoise import Model, cost
+from sfumato.denoise import Model, cost, take
 from sfumato.guide.toward import told
 from sfumato.process import Gaussian, spread
 from sfumato.rows import Estimate
@@ -56,3 +56,8 @@ class Steered:
     def cost(self, t: Time) -> int:
         """Return how many network calls an estimate at ``t`` takes, the reader's not counted."""
         return cost(self.model, t)
+
+    def take(self, rows: Tensor) -> Steered:
+        """Return the model for some rows of its batch; a reader that holds a thing for each row has a ``take`` too."""
+        log_p = self.log_p.take(rows) if hasattr(self.log_p, "take") else self.log_p
+        return replace(self, model=take(self.model, rows), log_p=log_p)

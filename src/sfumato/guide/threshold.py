@@ -14,7 +14,7 @@ from torch import Tensor
 from sfumato.denoise import Model, cost, take
 from sfumato.errors import UserError
 from sfumato.guide.toward import told
-from sfumato.process import Gaussian
+from sfumato.process import Gaussian, spread
 from sfumato.rows import Estimate
 from sfumato.schedule import Time
 
@@ -48,8 +48,7 @@ class Thresholded:
     def __call__(self, x_t: Tensor, t: Time, s: Time | None = None) -> Estimate:
         """Estimate the data behind ``x_t`` (B, ...)."""
         found = self.model(x_t, t)
-        bound = torch.quantile(found.x0.abs().flatten(1), self.quantile, dim=1).clamp(min=1)
-        bound = bound.view(-1, *(1 for _ in x_t.shape[1:]))
+        bound = spread(torch.quantile(found.x0.abs().flatten(1), self.quantile, dim=1).clamp(min=1), x_t)
         return told(found, found.x0.clamp(-bound, bound) / bound)
 
     def cost(self, t: Time) -> int:

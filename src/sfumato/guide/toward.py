@@ -168,7 +168,8 @@ def told(estimate: Estimate, x0: Tensor) -> Estimate:
 
 def deviation(x: Tensor) -> Tensor:
     """Return the standard deviation of each example, (B, 1, ...)."""
-    return x.flatten(1).std(1).view(-1, *(1 for _ in x.shape[1:]))
+    found: Tensor = spread(x.flatten(1).std(1), x)
+    return found
 
 
 def _sum(parts: Sequence[tuple[Tensor, Number]]) -> Tensor:

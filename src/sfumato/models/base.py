@@ -12,6 +12,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -230,7 +231,6 @@ class GenerativeModel(nn.Module, ABC):
             return None
         return torch.tensor([i % len(self.classes) if label is None else label for i in indices])
 
-    @abstractmethod
     def way(
         self,
         *,
@@ -254,6 +254,23 @@ class GenerativeModel(nn.Module, ABC):
         Raises:
             UserError: this model draws in no such way.
         """
+        return Way(seed, *self.usual(steps, method, grid, guidance), label, guidance)
+
+    @abstractmethod
+    def usual(
+        self, steps: int | None, method: str | None, grid: str | None, guidance: Guidance | None
+    ) -> tuple[int, str, str]:
+        """Return steps, sampler and grid of a way, with this model's usual ones where None is given.
+
+        Args:
+            steps: as for :meth:`way`.
+            method: as for :meth:`way`.
+            grid: as for :meth:`way`.
+            guidance: as for :meth:`way`.
+
+        Raises:
+            UserError: this model draws in no such way.
+        """
 
     @abstractmethod
     def slug(self, way: Way) -> str:
@@ -262,6 +279,16 @@ class GenerativeModel(nn.Module, ABC):
     @abstractmethod
     def draw(self, indices: Sequence[int], way: Way) -> Tensor:
         """Return the states of the samples with these indices, in one batch; see :meth:`states`."""
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Leave dropout and the like out meanwhile, whether it is in training or not."""
+        training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(training)
 
     def try_out(self, indices: Sequence[int], way: Way) -> None:
         """Begin to draw some samples, to refuse what cannot work; arguments as for :meth:`draw`.
@@ -330,21 +357,14 @@ class Pushforward(GenerativeModel):
         """Return (n,) zeros: there is no noise level to be asked at."""
         return torch.zeros(n, dtype=torch.float64)
 
-    def way(
-        self,
-        *,
-        seed: int = 0,
-        steps: int | None = None,
-        method: str | None = None,
-        grid: str | None = None,
-        label: int | None = None,
-        guidance: Guidance | None = None,
-    ) -> Way:
+    def usual(
+        self, steps: int | None, method: str | None, grid: str | None, guidance: Guidance | None
+    ) -> tuple[int, str, str]:
         if steps not in (None, 1) or method not in (None, self.METHOD) or grid not in (None, self.GRID):
             raise UserError(f"a {self.family} draws in one call: leave --steps, --sampler and --grid out")
         if guidance is not None:
             raise UserError(f"a {self.family} cannot be guided: leave --guidance out")
-        return Way(seed, 1, self.METHOD, self.GRID, label)
+        return 1, self.METHOD, self.GRID
 
     def slug(self, way: Way) -> str:
         return way.method
@@ -353,9 +373,5 @@ class Pushforward(GenerativeModel):
     def draw(self, indices: Sequence[int], way: Way) -> Tensor:
         z = torch.stack([torch.randn(self.latent, generator=stream(way.seed, i)) for i in indices])
         labels = self.labels(indices, way.label)
-        training = self.training
-        self.eval()
-        try:
+        with self.resting():
             return self.generate(z.to(self.device), None if labels is None else labels.to(self.device))
-        finally:
-            self.train(training)

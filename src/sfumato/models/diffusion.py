@@ -194,26 +194,15 @@ class Diffusion(GenerativeModel):
 
     # ── Drawing ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def way(
-        self,
-        *,
-        seed: int = 0,
-        steps: int | None = None,
-        method: str | None = None,
-        grid: str | None = None,
-        label: int | None = None,
-        guidance: Guidance | None = None,
-    ) -> Way:
-        """Return a way to draw, with this model's usual steps, sampler and grid where None is given.
-
-        A way that was tuned for a number of steps is the usual one for that number; a student's is its own.
+    def usual(
+        self, steps: int | None, method: str | None, grid: str | None, guidance: Guidance | None
+    ) -> tuple[int, str, str]:
+        """Return steps, sampler and grid; what was tuned for a number of steps is usual for it, a student's is its own.
 
         Args:
-            seed: any whole number.
             steps: steps of the sampler.
             method: a key of ``sfumato.sampler.SAMPLERS``, or "tuned".
             grid: a key of ``sfumato.grid.GRIDS``, times as text, or "tuned".
-            label: class index; by default every class in turn.
             guidance: towards the class; by default the model as it was trained.
 
         Raises:
@@ -227,7 +216,7 @@ class Diffusion(GenerativeModel):
             method = grid = "tuned"
         if grid is None:
             grid = ",".join(f"{t:.6g}" for t in self.stops) if self.stops and steps == own else GRID
-        return Way(seed, steps, self.sampler if method is None else method, grid, label, guidance)
+        return steps, self.sampler if method is None else method, grid
 
     def _refuse(self, guidance: Guidance) -> None:
         """Raise a UserError if this model cannot be guided so."""
@@ -261,16 +250,12 @@ class Diffusion(GenerativeModel):
         labels = self.labels(indices, way.label)
         model = self.asked(None if labels is None else labels.to(self.device), way.guidance)
         start = model.process.prior(blank, float(stops[0])).sample(rng)
-        training = self.training
-        self.eval()  # no dropout on the way back
-        try:
+        with self.resting():
             yield from (
                 trajectory(model, sampler(way.method), start, way.grid, way.steps, rng)
                 if tuned is None
                 else trajectory(model, tuned, start, stops)
             )
-        finally:
-            self.train(training)
 
     def stops_of(self, way: Way) -> Tensor:
         """Return the times at which a way back stops, falling to 0."""

@@ -74,12 +74,8 @@ def edited(
     process = asked.process
     fresh = strength == 1 and mask is None
     start = (process.prior(x_0, float(stops[0])) if fresh else process.marginal(x_0, float(stops[0]))).sample(rng)
-    training = model.training
-    model.eval()
-    try:
+    with model.resting():
         found = model.codec.decode(generate(asked, sampler(way.method), start, stops, rng=rng)).cpu()
-    finally:
-        model.train(training)
     return found if mask is None else torch.where(mask, items, found)
 
 
