@@ -35,6 +35,7 @@ class _Entry(NamedTuple):
 _FILES = {  # paths are offered from top to bottom; the first that does not say None has it
     "image": _Entry(kind="image"),
     "named": _Entry(names=("digits", "stacked-digits", "fashion-mnist")),
+    "shapes": _Entry(names=("shapes",)),
     "toys": _Entry(names=("moons", "ring8", "grid25", "spirals", "checkerboard", "points")),
     "points": _Entry(kind="points", paths=True),
     "arrays": _Entry(paths=True),

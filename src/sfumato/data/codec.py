@@ -115,8 +115,10 @@ class Dataset:
         classes: class names; () when there are none.
         codec: the way to states and back.
         test: the held-out part, read by the same codec; None when the source has none.
-        fingerprint: sha256 hex of the bytes of items and labels; of a stream, of names, sizes, labels and a sample.
+        fingerprint: sha256 hex of the bytes of items, labels and captions; of a stream, of names, sizes, labels,
+            captions and a sample.
         notes: what was done to the data on the way, to tell the user.
+        captions: N of them, None where an item has none; () if none has one.
     """
 
     name: str
@@ -127,6 +129,7 @@ class Dataset:
     test: Dataset | None
     fingerprint: str
     notes: tuple[str, ...] = ()
+    captions: tuple[str | None, ...] = ()
 
     @property
     def streamed(self) -> bool:
@@ -138,15 +141,16 @@ class Dataset:
         return self.items[self._evenly(n)]
 
     def in_memory(self) -> Dataset:
-        """This dataset, or of one that is streamed a `sample` with its labels, held in memory like any other."""
+        """This dataset, or of one that is streamed a `sample` with all that belongs to it, held in memory."""
         if not self.streamed:
             return self
         some = self._evenly(_IN_MEMORY)
-        labels, test = self.labels, self.test
+        labels, captions, test = self.labels, self.captions, self.test
         return replace(
             self,
             items=self.items[some],
             labels=None if labels is None else labels[some],
+            captions=tuple(captions[k] for k in some.tolist()) if captions else (),
             test=None if test is None else test.in_memory(),
         )
 

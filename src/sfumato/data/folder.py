@@ -1,20 +1,22 @@
 """A folder of PNG, JPEG, WebP or BMP files; the subfolders directly below it are the classes.
 
 Subfolders train/ and test/ alone are no classes but the training and the held-out part; the classes are then the
-subfolders of these. (Beside train/, one of validation/, val/ or valid/ is as good as test/.)
+subfolders of these. (Beside train/, one of validation/, val/ or valid/ is as good as test/.) For captions of the
+pictures see captions.py.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from sfumato.data.captions import captions_of
 from sfumato.data.decoding import SUFFIXES
 from sfumato.data.source import Fault, Source, name_of
 from sfumato.data.store import Names, Store, parts, printable, stored
@@ -42,11 +44,15 @@ def open_path(path: Path) -> Source | None:
     tops = Counter(_parts(name, 1)[0] for name in names)
     notes = _ignored(listing)
     split = parts(tops)
+    told, lost = dict[str, str](), list[Fault]()
+    if {".txt", ".jsonl", ".csv"} & {*listing.others}:
+        told, lost = captions_of(path, ("", *(split or ())), [os.fsdecode(name) for name in names])
+    faults = [*listing.faults, *lost]
     if split is None:
-        store, mixed = _store(path, names, 0, listing.faults)
+        store, mixed = _store(path, names, 0, faults, told)
         return stored(name_of(path), store, notes=[*notes, *mixed])
     train, held = (Names(name for name in names if _parts(name, 1)[0] == part) for part in split)
-    (store, mixed), (test, _) = _store(path, train, 1, listing.faults), _store(path, held, 1, ())
+    (store, mixed), (test, _) = _store(path, train, 1, faults, told), _store(path, held, 1, (), told)
     others = [f"{part}/ ({n:,})" for part, n in sorted(tops.items()) if part not in split]
     notes += [f"{' and '.join(f'{part}/' for part in split)} are the training and the held-out part", *mixed]
     notes += [f"left out: {', '.join(others)}"] * bool(others)
@@ -59,8 +65,12 @@ def _parts(name: bytes, most: int) -> list[str]:
     return [printable(os.fsdecode(folder)) for folder in folders] or [""]
 
 
-def _store(root: Path, names: Names, depth: int, faults: Sequence[Fault]) -> tuple[Store, list[str]]:
-    """The store of some files, and a note if not all of them lie in a class; classes are the folders at `depth`."""
+def _store(
+    root: Path, names: Names, depth: int, faults: Sequence[Fault], told: Mapping[str, str]
+) -> tuple[Store, list[str]]:
+    """The store of some files with what is told of them, and a note if not all of them lie in a class; classes are the
+    folders at `depth`.
+    """
     codes, classes = np.zeros(len(names), np.int32), dict[str, int]()
     flat = 0
     for index, name in enumerate(names):
@@ -98,6 +108,7 @@ def _store(root: Path, names: Names, depth: int, faults: Sequence[Fault]) -> tup
         codes=codes,
         classes=tuple(classes),
         faults=tuple(faults),
+        captions=tuple(told.get(os.fsdecode(name)) for name in names) if told else (),
     )
     return store, notes
 

@@ -110,7 +110,7 @@ def _part(store: Store, seen: Seen, skip_bad: bool, dims: tuple[int, ...], class
     index_of = {name: index for index, name in enumerate(classes)}
     of_code = np.array([index_of.get(name, -1) for name in store.classes], np.int64)
     labels = of_code[store.codes[rows]] if classes else np.zeros(0, np.int64)
-    digest = hashlib.sha256(store.identity + seen.digest + repr((dims, classes)).encode())
+    digest = hashlib.sha256(store.identity + seen.digest + repr((dims, classes, *store.captions)).encode())
     for column in (store.sizes[rows], rows, labels):
         digest.update(np.ascontiguousarray(column).data)
     return Dataset(
@@ -122,6 +122,7 @@ def _part(store: Store, seen: Seen, skip_bad: bool, dims: tuple[int, ...], class
         test=None,
         fingerprint=digest.hexdigest(),
         notes=tuple(notes_of(findings)),
+        captions=tuple(store.captions[row] for row in rows.tolist()) if store.captions else (),
     )
 
 

@@ -13,6 +13,7 @@ Reading twice costs time but never memory: nothing is kept before the whole set 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,6 +63,7 @@ class Item:
         name: file name within the source, or "#7" or "row 7".
         value: uint8 (H, W, C) with C = 1 grey, 2 grey+alpha, 3 colour, 4 colour+alpha; or float32 (D,).
         label: name of its class.
+        caption: what it shows, in words.
         facts: what decoding did to it ("turned by ..."); counted in the notes.
     """
 
@@ -69,6 +71,7 @@ class Item:
     value: Array
     label: str | None = None
     facts: tuple[str, ...] = ()
+    caption: str | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,10 @@ class Source:
 
 
 def array_reader(
-    values: Array, labels: Sequence[str] | None = None, convert: Callable[[Array], Array] = np.asarray
+    values: Array,
+    labels: Sequence[str] | None = None,
+    convert: Callable[[Array], Array] = np.asarray,
+    captions: Sequence[str] | None = None,
 ) -> Reader:
     """Reader of the rows of an array.
 
@@ -166,11 +172,13 @@ def array_reader(
         values: (N, ...).
         labels: N class names, or None.
         convert: what each row is passed through when its turn comes.
+        captions: N of them, or None.
     """
 
     def read(use: Callable[[Item], T]) -> Iterator[T | Fault]:
         for index, value in enumerate(values):
-            yield use(Item(f"#{index}", convert(value), labels[index] if labels is not None else None))
+            label = None if labels is None else labels[index]
+            yield use(Item(f"#{index}", convert(value), label, caption=None if captions is None else captions[index]))
 
     return read
 
@@ -230,11 +238,13 @@ def _survey(source: Source, resolution: int | None) -> Findings:
     facts: Counter[str] = Counter()
     names_of: dict[bytes, list[str]] = {}
     bad: list[tuple[str, str]] = []
-    low, high = math.inf, -math.inf
-    for seen in source.read(source.kind.look):
-        if isinstance(seen, Fault):
-            bad.append((seen.name, seen.reason))
+    low, high, told = math.inf, -math.inf, 0
+    for got in source.read(lambda item: (source.kind.look(item), item.caption is not None)):
+        if isinstance(got, Fault):
+            bad.append((got.name, got.reason))
             continue
+        seen, captioned = got
+        told += captioned
         sizes[seen.shape] += 1
         channels.update([seen.channels] if seen.channels else [])
         classes.update([seen.label] if seen.label is not None else [])
@@ -249,6 +259,7 @@ def _survey(source: Source, resolution: int | None) -> Findings:
     if count:
         dims, reasons = source.kind.choose(sizes, channels, resolution)
         notes += reasons
+    notes += [f"captions: {told:,} of {count:,} {unit}s have one"] * bool(told)
     return Findings(
         name=source.name,
         kind=source.kind.name,
@@ -294,9 +305,10 @@ def _part(
 ) -> Dataset:
     """One part of a dataset, with its own codec unless one is given."""
     classes = admitted(findings, skip_bad, classes)
-    items, labels = _fill(source, findings, dims, classes)
+    items, labels, captions = _fill(source, findings, dims, classes)
     digest = hashlib.sha256(items.data)
     digest.update(labels.data)
+    digest.update(json.dumps(captions).encode() if captions else b"")
     copies = sum(len(group) - 1 for group in findings.duplicates)
     notes = [
         *notes_of(findings),
@@ -311,6 +323,7 @@ def _part(
         test=None,
         fingerprint=digest.hexdigest(),
         notes=tuple(notes),
+        captions=captions,
     )
 
 
@@ -348,22 +361,26 @@ def admitted(findings: Findings, skip_bad: bool, classes: tuple[str, ...]) -> tu
 
 def _fill(
     source: Source, findings: Findings, dims: tuple[int, ...], classes: tuple[str, ...]
-) -> tuple[Array, NDArray[np.int64]]:
-    """Read again, now into one array (N, *dims) and its labels (N,); no labels without classes."""
+) -> tuple[Array, NDArray[np.int64], tuple[str | None, ...]]:
+    """Read again, now into one array (N, *dims), its labels (N,) and N captions; no labels without classes, and no
+    captions where no item has one.
+    """
     kind, count = source.kind, findings.count
     check_bytes(source.name, (count, *dims), np.dtype(kind.dtype).itemsize, "use fewer items or a smaller --resolution")
     items = np.empty((count, *dims), dtype=kind.dtype)
     labels = np.empty(count if classes else 0, dtype=np.int64)
     index_of = {name: index for index, name in enumerate(classes)}
+    captions: list[str | None] = []
     filled = 0
-    for got in source.read(lambda item: (kind.fit(item, dims), item.label)):
+    for got in source.read(lambda item: (kind.fit(item, dims), item.label, item.caption)):
         if isinstance(got, Fault):
             continue
         if filled < count:
             items[filled] = got[0]
             if classes and got[1] is not None:
                 labels[filled] = index_of[got[1]]
+            captions.append(got[2])
         filled += 1
     if filled != count:
         raise UserError(f"{source.name}: changed while it was read ({count:,} items, then {filled:,}); try again")
-    return items, labels
+    return items, labels, tuple(captions) if any(each is not None for each in captions) else ()

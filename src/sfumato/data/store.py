@@ -72,6 +72,7 @@ class Store:
         codes: int32 (N,), index of each item's class in `classes`, -1 where it is missing; (0,) without classes.
         classes: names of the classes.
         faults: what could not be opened to begin with.
+        captions: N of them, None where there is none; () if there are none at all.
     """
 
     sizes: NDArray[np.int64]
@@ -81,6 +82,7 @@ class Store:
     codes: NDArray[np.int32]
     classes: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
+    captions: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -124,7 +126,8 @@ def item(store: Store, index: int) -> Item | Fault:
     code = store.codes[index] if len(store.codes) else None
     if code is not None and code < 0:
         return Fault(store.name(index), "no label")
-    return Item(store.name(index), got[0], None if code is None else store.classes[code], got[1])
+    caption = store.captions[index] if store.captions else None
+    return Item(store.name(index), got[0], None if code is None else store.classes[code], got[1], caption)
 
 
 def mapped(work: Callable[[int], T], indices: Array) -> Iterator[T]:

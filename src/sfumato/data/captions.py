@@ -1,0 +1,85 @@
+"""Captions of pictures in a folder, as many tools keep them: a .txt beside each, or a table of all.
+
+    a.png, a.txt          one picture's caption, the whole file
+    metadata.jsonl        {"file_name": "a.png", "text": "a red circle"}, one line each   (the imagefolder convention)
+    metadata.csv          file_name,text
+
+A table lies in the folder that is given or in its train/ and test/, and its names are relative to where it lies. Text
+files are captions if any of them has the name of a picture; else they are nothing of ours.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sfumato.data.source import Fault
+from sfumato.errors import UserError
+
+__all__ = ["captions_of"]
+
+MOST_BYTES = 2**14
+"""Of one caption; a longer file is none."""
+TABLES = ("metadata.jsonl", "metadata.csv")
+COLUMNS = ("text", "caption")
+"""Names of the column with the captions; the first that is there is taken."""
+
+
+def captions_of(root: Path, folders: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[Fault]]:
+    """Return the captions of pictures by their names, and what is a caption of none.
+
+    Args:
+        root: of the names.
+        folders: where tables may lie, relative to ``root``.
+        names: of all pictures, relative to ``root``.
+
+    Raises:
+        UserError: a table that cannot be read.
+    """
+    known = set(names)
+    told, lost = dict[str, str](), list[Fault]()
+    for folder in folders:
+        for table in (root / folder / name for name in TABLES):
+            for name, text in _rows(table) if table.is_file() else ():
+                if (full := os.path.normpath(f"{folder}/{name}" if folder else name)) in known:
+                    told[full] = text
+                else:
+                    lost.append(Fault(f"{table.name}: {name}", "a caption without its picture"))
+    beside = {os.path.splitext(name)[0]: name for name in names}  # noqa: PTH122 - a Path for each takes far longer
+    texts = {
+        path: beside.get(path.relative_to(root).with_suffix("").as_posix()) for path in sorted(root.rglob("*.txt"))
+    }
+    if any(texts.values()):
+        for path, picture in texts.items():
+            caption = _read(path)
+            if picture is None or caption is None:
+                why = "a caption without its picture" if picture is None else f"no caption: over {MOST_BYTES} bytes"
+                lost.append(Fault(path.relative_to(root).as_posix(), why))
+            else:
+                told[picture] = caption
+    return told, lost
+
+
+def _read(path: Path) -> str | None:
+    with path.open("rb") as file:
+        found = file.read(MOST_BYTES + 1)
+    return None if len(found) > MOST_BYTES else found.decode("utf-8", "replace").strip()
+
+
+def _rows(table: Path) -> Iterator[tuple[str, str]]:
+    """Yield the name and caption of every row of a table."""
+    try:
+        with table.open(encoding="utf-8", newline="") as file:
+            rows = map(json.loads, filter(str.strip, file)) if table.suffix == ".jsonl" else csv.DictReader(file)
+            for row in rows:
+                text = next((row[column] for column in COLUMNS if row.get(column) is not None), None)
+                if text is None:
+                    raise KeyError("text")
+                yield str(row["file_name"]), str(text).strip()[:MOST_BYTES]
+    except KeyError as error:
+        raise UserError(f"{table}: a row has no {error}; give each a file_name and a text") from error
+    except (OSError, ValueError, AttributeError, csv.Error) as error:
+        raise UserError(f"{table}: cannot be read ({error}); mend it, or take it away") from error
