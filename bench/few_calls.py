@@ -46,7 +46,7 @@ def latency(model):
     size = model.batch
     batches = -(-PICTURES // size)
     x, level = torch.randn(size, *model.codec.dims), torch.zeros(size)
-    labels = model.labels(range(size))
+    labels = model.conditions(range(size))
 
     @torch.no_grad()
     def forward():

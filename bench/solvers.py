@@ -58,7 +58,7 @@ def draw(model, name: str, grid: str, calls: int, n: int):
     method, steps = methods(name, calls)
     for first in range(0, n, BATCH):
         rows = range(first, min(first + BATCH, n))
-        labels = model.labels(rows)
+        labels = model.conditions(rows)
         x = torch.stack([torch.randn(model.codec.dims, generator=stream(1, i)) for i in rows])
         *_, last = trajectory(
             Given(model.denoiser, labels), method, x * model.denoiser.process.schedule.at(1.0).sigma, grid, steps

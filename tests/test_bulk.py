@@ -205,7 +205,7 @@ def test_what_a_living_worker_writes_is_not_swept(digits, whole, tmp_path):
         (["-n", 1501], ["n = 1500 where 1501"]),
         (["--format", "npz"], ["format = tar where npz"]),
         (["--threads", 2], ["threads = 1 where 2"]),
-        (["--class", 3], ["label = None where 3"]),
+        (["--class", 3], ["asked for = None where 3"]),
     ],
 )
 def test_another_bulk_does_not_go_into_the_same_folder(capsys, digits, tmp_path, change, parts):

@@ -52,7 +52,7 @@ def white(path, box, side=8):
 
 
 def test_strength_0_returns_the_input_and_1_a_fresh_sample(model, items):
-    way = model.way(seed=5, label=3, **USUAL)
+    way = model.way(seed=5, cond=3, **USUAL)
     assert torch.equal(edited(model, items, way, 0.0), items)
     assert torch.equal(edited(model, items, way, 1.0), model.codec.decode(model.draw(range(8), way)))
 
@@ -116,7 +116,7 @@ def test_a_picture_is_edited_and_says_how(run, picture):
     files = sfumato.edit(run, image=str(picture), n=3, strength=0.4, class_="7", guidance=2.0)
     assert len(files) == 4 and files[0].parent.name.startswith("edit-one-0.4-")
     told = json.loads(Image.open(files[1]).text["sfumato"])
-    assert told["strength"] == 0.4 and told["index"] == 1 and told["label"] == 7 and len(told["image"]) == 16
+    assert told["strength"] == 0.4 and told["index"] == 1 and told["asked for"] == "7" and len(told["image"]) == 16
     again = sfumato.edit(run, image=str(picture), n=1, strength=0.4, class_="7", guidance=2.0, out=str(picture) + "-2")
     assert again[0].read_bytes() != files[1].read_bytes()
     assert np.array_equal(np.asarray(Image.open(again[0])), np.asarray(Image.open(files[0])))

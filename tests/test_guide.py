@@ -266,10 +266,10 @@ def run(tmp_path_factory):
 def test_a_run_with_classes_may_be_guided(run, tmp_path):
     model = sfumato.load(run)
     assert model.knows_null and model.denoiser.drop == 0.1
-    plain = model.sample(8, steps=3, label=3)
-    assert torch.equal(model.sample(8, steps=3, label=3, guidance=Guidance(1.0)), plain)
-    none = model.sample(8, steps=3, label=NULL)
-    assert torch.equal(model.sample(8, steps=3, label=3, guidance=Guidance(0.0)), none)
+    plain = model.sample(8, steps=3, cond=3)
+    assert torch.equal(model.sample(8, steps=3, cond=3, guidance=Guidance(1.0)), plain)
+    none = model.sample(8, steps=3, cond=NULL)
+    assert torch.equal(model.sample(8, steps=3, cond=3, guidance=Guidance(0.0)), none)
     files = sfumato.sample(run, n=3, steps=3, class_="3", guidance=2.0, interval=(0.2, 5.0), away="1")
     assert "w2-away1-from0.2to5" in files[0].parent.name
     named = sfumato.sample(run, n=2, steps=2, class_="none", out=str(tmp_path / "none"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.nn import MLP, UNet
-from sfumato.nn.layers import AFTER_SILU, Attention, channel_norm, started
+from sfumato.nn.layers import AFTER_SILU, Attention, Waves, channel_norm, started
 
 Make = Callable[..., nn.Module]
 
@@ -38,6 +39,7 @@ def points(batch: int = 4, dim: int = 3) -> tuple[Tensor, Tensor]:
 NETWORKS = [
     pytest.param(small_unet, images, id="unet"),
     pytest.param(lambda **options: MLP(3, width=16, depth=2, **options), points, id="mlp"),
+    pytest.param(lambda **options: MLP(3, width=16, depth=2, octaves=2, **options), points, id="mlp with waves"),
 ]
 
 
@@ -71,6 +73,18 @@ def test_unet_pads_with_zeros_and_crops_back_exactly() -> None:
 def test_mlp_keeps_any_dimension(dim: int) -> None:
     x, level = points(5, dim)
     assert awake(MLP(dim, width=8))(x, level).shape == (5, dim)
+
+
+def test_waves_turn_by_an_angle_whose_octaves_double() -> None:
+    x, shift = torch.randn(5, 3).double(), 0.7
+    seen, moved = (Waves(3, 2)(each).view(5, 5, 3) for each in (x, x + shift))
+    assert torch.equal(seen[:, 0], x)
+    for k, turn in enumerate([shift, 2 * shift]):
+        cos, sin = seen[:, 1 + k], seen[:, 3 + k]
+        close = {"rtol": 0, "atol": 1e-12}
+        torch.testing.assert_close(moved[:, 1 + k], math.cos(turn) * cos - math.sin(turn) * sin, **close)
+        torch.testing.assert_close(moved[:, 3 + k], math.sin(turn) * cos + math.cos(turn) * sin, **close)
+    assert torch.equal(Waves(3, 0)(x), x)
 
 
 def test_one_level_unet_is_allowed() -> None:

@@ -2,23 +2,43 @@
 
 (1)  in training cond <- null, for a share p of the examples       (Ho and Salimans 2207.12598, alg. 1)
 
-A network that has learned both p(x | cond) and p(x) can be guided from one to the other; see guide/toward.py. The null
-condition is a value like any other, so networks, samplers and files need to know no second way to be asked.
+A condition is a tensor of integers, one row for each example: the index of a class, (B,), or the words of a sentence by
+their places in a :class:`Vocabulary`, (B, length). The null condition is a value like any other, so networks, samplers
+and files need to know no second way to be asked: no class, or a sentence without words.
+
+A network that has learned both p(x | cond) and p(x) can be guided from one to the other; see guide/toward.py.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["NULL", "dropped", "null"]
+from sfumato.errors import UserError
+
+__all__ = ["MOST_TOKENS", "MOST_WORDS", "NULL", "Row", "Vocabulary", "dropped", "null", "short", "words_of"]
 
 NULL = -1
-"""The label that asks for no class."""
+"""The label that asks for no class; of a sentence, where there is no word."""
+Row = int | tuple[int, ...]
+"""What one sample is asked for: a label, or the words of a sentence by their places."""
+MOST_WORDS, MOST_TOKENS = 8192, 32
+"""Words of a vocabulary, and words of a sentence that are heard."""
+EXAMPLES = 256
+"""Captions that are kept, to be asked for where nothing else is."""
 
 
 def null(cond: Tensor) -> Tensor:
-    """Return the null condition for as many examples, (B,)."""
+    """Return the null condition for as many examples."""
     return torch.full_like(cond, NULL)
 
 
@@ -26,10 +46,101 @@ def dropped(cond: Tensor | None, share: float, rng: torch.Generator | None = Non
     """Return conditions of which a share is replaced by the null condition; equation (1).
 
     Args:
-        cond: (B,) labels; None without classes.
+        cond: (B, ...) conditions; None without any.
         share: in [0, 1]; nothing is drawn for 0.
         rng: CPU generator.
     """
     if cond is None or not share:
         return cond
-    return torch.where(torch.rand(len(cond), generator=rng).to(cond.device) < share, null(cond), cond)
+    gone = torch.rand(len(cond), generator=rng).to(cond.device) < share
+    return torch.where(gone.view(-1, *[1] * (cond.ndim - 1)), null(cond), cond)
+
+
+def short(cond: Row) -> str:
+    """Return what is asked for as part of the name of a file: a label, or some digits that stand for a sentence."""
+    return str(cond) if isinstance(cond, int) else hashlib.sha256(repr(cond).encode()).hexdigest()[:8]
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text: small letters, numbers and signs, each sign alone."""
+    return re.findall(r"\w+|[^\w\s]", unicodedata.normalize("NFKC", text).casefold())
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words that a model knows.
+
+    Attributes:
+        words: in the order of their places.
+        length: words of a sentence that are heard.
+        examples: sentences to ask for in turn where none is asked for.
+    """
+
+    words: tuple[str, ...]
+    length: int
+    examples: tuple[str, ...]
+
+    @staticmethod
+    def of(captions: Sequence[str]) -> Vocabulary:
+        """Return the vocabulary of some captions: the words that are met most, as far as ``MOST_WORDS``.
+
+        Args:
+            captions: at least one with a word.
+
+        Raises:
+            UserError: there is no word in them.
+        """
+        told = [words_of(caption) for caption in captions]
+        counts = Counter(word for words in told for word in words)
+        if not counts:
+            raise UserError("there is no word in the captions: leave --text out, or write some")
+        known = sorted(counts, key=lambda word: (-counts[word], word))[:MOST_WORDS]
+        different = list(dict.fromkeys(captions))
+        step = max(1, len(different) // EXAMPLES)
+        return Vocabulary(
+            tuple(known), min(MOST_TOKENS, max(map(len, told))), tuple(different[::step][:EXAMPLES])
+        )  # fmt: skip
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {word: place for place, word in enumerate(self.words)}
+
+    def strange(self, text: str) -> list[str]:
+        """Return the words of a text that are not known, and not heard."""
+        return [word for word in dict.fromkeys(words_of(text)) if word not in self._places]
+
+    def row(self, text: str) -> tuple[int, ...]:
+        """Return the places of the words of a text that are known, with ``NULL`` after the last, ``length`` numbers."""
+        known = [self._places[word] for word in words_of(text) if word in self._places][: self.length]
+        return (*known, *[NULL] * (self.length - len(known)))
+
+    def rows(self, texts: Sequence[str]) -> Tensor:
+        """Return the conditions of texts, (n, length)."""
+        found = {text: self.row(text) for text in set(texts)}
+        return torch.tensor([found[text] for text in texts]).view(len(texts), self.length)
+
+    def told(self, row: Sequence[int]) -> str:
+        """Return the words that a row of :meth:`rows` stands for, with a space between any two."""
+        return " ".join(self.words[place] for place in row if place != NULL)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as data.json holds it."""
+        return {"words": list(self.words), "length": self.length, "examples": list(self.examples)}
+
+    @staticmethod
+    def from_dict(record: Mapping[str, Any]) -> Vocabulary:
+        """Read what :meth:`to_dict` gave.
+
+        Args:
+            record: of a vocabulary.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        words, length, examples = (record[key] for key in ("words", "length", "examples"))
+        texts = [*words, *examples]
+        if not (words and examples and all(isinstance(text, str) for text in texts)):
+            raise ValueError("a vocabulary needs words and examples")
+        if not (isinstance(length, int) and 0 < length <= MOST_TOKENS and len(words) <= MOST_WORDS):
+            raise ValueError(f"a vocabulary of {len(words)} words for sentences of {length}")
+        return Vocabulary(tuple(words), length, tuple(examples))

@@ -25,6 +25,7 @@ class Asked:
     steps: int | None = None
     size: Size | None = None
     classes: bool = False
+    text: bool = False
     out: str | None = None
     seed: int = 0
     batch: int | None = None

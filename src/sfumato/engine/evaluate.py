@@ -187,7 +187,8 @@ def evaluate(
                 show.say(f"  {note}")
             pace = Pace(show, stop, count)
             drawn = torch.cat([batch.items for batch in draws.part(range(count), pace).batches])
-            found, more = compare(real, drawn, draws.model.labels(range(count)), wish.seed)
+            asked = draws.model.conditions(range(count)) if draws.model.classes else None
+            found, more = compare(real, drawn, asked, wish.seed)
             weights, way = draws.recipe["weights"], draws.way
     finally:
         show.close()

@@ -39,6 +39,7 @@ class Examples:
         index: (n,) places in the part that they were chosen from.
         part: which part that is, in words.
         of: how many examples it holds.
+        cond: what a model is told of each, (n, ...); None of one that cannot be told.
     """
 
     name: str
@@ -48,12 +49,13 @@ class Examples:
     index: Tensor
     part: str
     of: int
+    cond: Tensor | None = None
 
     def batches(self, size: int) -> Iterator[Examples]:
         """Yield all, at most ``size`` at a time."""
         for some in torch.split(torch.arange(len(self.index)), size):
-            labels = None if self.labels is None else self.labels[some]
-            yield replace(self, items=self.items[some], labels=labels, index=self.index[some])
+            labels, cond = (None if each is None else each[some] for each in (self.labels, self.cond))
+            yield replace(self, items=self.items[some], labels=labels, index=self.index[some], cond=cond)
 
     def spread(self, codec: Codec, rng: Rng) -> Tensor:
         """Return the states of all, every value drawn evenly over the bin of its level, (n, *dims).
@@ -74,8 +76,7 @@ class Examples:
             rng: for the bound.
         """
         x = self.spread(model.codec, spread).to(model.device)
-        cond = self.labels.to(model.device) if model.classes and self.labels is not None else None
-        bound = model.bound(x, cond, rng)
+        bound = model.bound(x, None if self.cond is None else self.cond.to(model.device), rng)
         return None if bound is None else -bound - model.codec.log_volume()
 
     def streams(self, *keys: int) -> list[torch.Generator]:
@@ -100,10 +101,9 @@ def chosen(dataset: Dataset, model: GenerativeModel, n: int, seed: int) -> Examp
     labels, classes = held.labels, held.classes
     if model.classes:
         labels, classes = _labels(held, model, dataset.name), model.classes
-    return Examples(
-        dataset.name, held.items[index], None if labels is None else labels[index], classes, index, part,
-        len(held.items),
-    )  # fmt: skip
+    labels = None if labels is None else labels[index]
+    cond = labels if model.classes else model.conditions_of(held, index)
+    return Examples(dataset.name, held.items[index], labels, classes, index, part, len(held.items), cond)
 
 
 def _labels(dataset: Dataset, model: GenerativeModel, name: str) -> Tensor:

@@ -134,7 +134,9 @@ def _entry(name: str) -> zipfile.ZipInfo:
 
 
 def _tar(path: Path, part: Part) -> list[Path]:
-    """Write a WebDataset shard: 000123.png, 000123.json (recipe) and, with classes, 000123.cls, sample by sample."""
+    """Write a WebDataset shard: 000123.png, 000123.json (recipe) and, what was asked for, 000123.cls or .txt,
+    sample by sample.
+    """
     codec = cast(ImageCodec, part.codec)  # Format.kinds lets no other in
     with path.open("wb") as stream:
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
@@ -144,6 +146,8 @@ def _tar(path: Path, part: Part) -> list[Path]:
                     files = {"png": png_bytes(pixels[k], recipe), "json": json.dumps(recipe).encode()}
                     if batch.labels is not None:
                         files["cls"] = str(int(batch.labels[k])).encode()
+                    if "prompt" in recipe:
+                        files["txt"] = str(recipe["prompt"]).encode()
                     for suffix, content in files.items():
                         entry = tarfile.TarInfo(f"{name}.{suffix}")  # time, owner and group are 0 unless set
                         entry.size = len(content)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.condition import Row, short
 from sfumato.engine.formats import FORMATS, Batch, Part, format_of
 from sfumato.engine.interrupt import Interrupt
 from sfumato.engine.machine import pages_kept, threaded
@@ -39,10 +40,11 @@ class Wish:
         grid: name of the grid.
         ema: horizon of the average of the weights.
         wanted: name or index of one class, "none", or None for every class in turn.
-        guidance: weight towards the class; None for the model as it was trained.
+        guidance: weight towards what is asked for; None for the model as it was trained.
         interval: of the noise sigma/alpha within which there is guidance; None for all.
         rescale: see ``sfumato.guide.Guidance``.
-        away: name or index of a class to go away from.
+        away: name or index of a class, or a sentence, to go away from.
+        prompt: a sentence; None for those that the model keeps, in turn.
     """
 
     seed: int = 0
@@ -55,21 +57,29 @@ class Wish:
     interval: tuple[float, float] | None = None
     rescale: float = 0.0
     away: str | None = None
+    prompt: str | None = None
 
     def way(self, model: GenerativeModel) -> Way:
         """Return the way that this is with a model.
 
         Raises:
-            UserError: the model has no such class, or cannot be guided so.
+            UserError: the model has no such class, hears no such words, or cannot be guided so.
         """
+        if self.wanted is not None and self.prompt is not None:
+            raise UserError("give either --class or --prompt, not both")
         return model.way(
             seed=self.seed,
             steps=self.steps,
             method=self.method,
             grid=self.grid,
-            label=None if self.wanted is None else model.label(self.wanted),
+            cond=self._cond(model),
             guidance=self._guidance(model),
         )
+
+    def _cond(self, model: GenerativeModel) -> Row | None:
+        if self.prompt is not None:
+            return model.prompt(self.prompt)
+        return None if self.wanted is None else model.label(self.wanted)
 
     def _guidance(self, model: GenerativeModel) -> Guidance | None:
         if self.guidance is None:
@@ -77,7 +87,9 @@ class Wish:
                 raise UserError("--interval, --rescale and --away say how to guide: give a weight with --guidance")
             return None
         interval = (0.0, math.inf) if self.interval is None else self.interval
-        away = None if self.away is None else model.label(self.away)
+        away: Row | None = None
+        if self.away is not None:
+            away = model.label(self.away) if model.vocabulary is None else model.prompt(self.away)
         return Guidance(self.guidance, interval, self.rescale, away)
 
 
@@ -114,11 +126,10 @@ class Draws:
         model, first = self.model, indices.start
         for states in model.states(len(indices), self.way, first=first):
             index = range(first, first + len(states))
-            labels = model.labels(index, self.way.label)
-            named = [*model.classes, "none"]  # the null condition is -1
-            names = [{}] * len(index) if labels is None else [{"class": named[int(k)]} for k in labels]
+            cond = model.conditions(index, self.way.cond)
+            names = [{}] * len(index) if cond is None else list(map(model.named, cond))
             recipes = [self.recipe | {"index": i} | name for i, name in zip(index, names, strict=True)]
-            batch = Batch(index, model.codec.decode(states), labels, recipes)
+            batch = Batch(index, model.codec.decode(states), cond if model.classes else None, recipes)
             tick(batch)
             yield batch
             first = index.stop
@@ -143,7 +154,7 @@ class Draws:
             first: index of the first.
         """
         classes = len(self.model.classes)
-        columns = classes if classes and self.way.label is None and len(items) > classes else None
+        columns = classes if classes and self.way.cond is None and len(items) > classes else None
         recipe = self.recipe | {"first": first, "n": len(items)}
         return write_png(path, self.model.codec.picture(items, columns), recipe)
 
@@ -171,22 +182,30 @@ def drawing(folder: Path, wish: Wish, device: str, threads: int | None) -> Itera
         device = f"cuda:{Worker.here().local_rank % torch.cuda.device_count()}"
     model.to(device)
     way = wish.way(model)
-    only = "" if way.label is None else f"-{way.label}"
+    strange = [] if model.vocabulary is None else model.vocabulary.strange(f"{wish.prompt or ''} {wish.away or ''}")
+    if strange:
+        watch("prompt").say(f"  not in the captions of {run.folder.name}, and not heard: {', '.join(strange)}")
+    only = "" if way.cond is None else f"-{short(way.cond)}"
     only += "" if wish.ema is None else f"-ema{wish.ema:g}"
     slug = model.slug(way)
     out = run.samples / f"step{notes['step']}-seed{way.seed}-{slug}{only}"
     pages_kept()
     with threaded(count):
-        yield Draws(model, way, run.recipe(model, notes) | _told(way), out, kind, count)
+        yield Draws(model, way, run.recipe(model, notes) | _told(model, way), out, kind, count)
 
 
-def _told(way: Way) -> dict[str, Any]:
-    """Return a way for a recipe, which holds no infinity; what guides nothing is left out."""
-    told = asdict(way)
+def _told(model: GenerativeModel, way: Way) -> dict[str, Any]:
+    """Return a way for a recipe, which holds words and no infinity; what guides nothing is left out."""
+
+    def words(cond: Row | None) -> str | None:
+        return None if cond is None else next(iter(model.named(torch.tensor(cond)).values()))
+
+    told = {key: value for key, value in asdict(way).items() if key not in ("cond", "guidance")}
+    told["asked for"] = words(way.cond)
     if way.guidance is None:
-        return {key: value for key, value in told.items() if key != "guidance"}
+        return told
     ends = [end if math.isfinite(end) else None for end in way.guidance.interval]
-    return told | {"guidance": told["guidance"] | {"interval": ends}}
+    return told | {"guidance": asdict(way.guidance) | {"interval": ends, "away": words(way.guidance.away)}}
 
 
 class Pace:

@@ -268,8 +268,7 @@ def _measure(model: Diffusion | VAE, own: Dataset, examples: Examples, how: How,
 def _batch(model: Diffusion, some: Examples, how: How, tick: Tick) -> dict[str, Floats]:
     """Return the columns of one batch; equations (1) and (2)."""
     codec, levels, sigma_data = model.codec, levels_of(model.codec), model.denoiser.sigma_data
-    cond = some.labels if model.classes else None
-    given = Given(model.denoiser, None if cond is None else cond.to(model.device))
+    given = Given(model.denoiser, None if some.cond is None else some.cond.to(model.device))
     states = codec.encode(some.items).to(model.device)
     x_0 = [some.spread(codec, some.streams(how.seed, DEQUANTISE, k)).to(model.device) for k in range(how.draws)]
     decoder = Density()  # the flow begins where it does: below its noise no network was trained, and v is rough

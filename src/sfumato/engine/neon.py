@@ -53,7 +53,11 @@ class Correction(Lesson):
 
     def shown(self, dataset: Dataset) -> Dataset:
         drawn = read_weights(self.run.drawn, self.run.config.student.weights)
-        return replace(dataset, items=drawn["items"], labels=drawn.get("labels"))
+        asked, vocabulary = drawn.get("labels"), self.teacher.vocabulary
+        if vocabulary is None or asked is None:
+            return replace(dataset, items=drawn["items"], labels=asked)
+        captions = tuple(vocabulary.told(row) for row in asked.tolist())
+        return replace(dataset, items=drawn["items"], labels=None, captions=captions)
 
     def conclude(self, average: GenerativeModel, dataset: Dataset, say: Callable[[str], None]) -> None:
         weight = corrected(average, self.teacher, dataset, say)

@@ -13,6 +13,7 @@ from sfumato.data import Dataset
 from sfumato.engine.asked import Asked, Choices
 from sfumato.engine.machine import has_bf16
 from sfumato.engine.optimizer import Rule
+from sfumato.engine.run import vocabulary_of
 from sfumato.errors import UserError, choose
 from sfumato.models.base import Spec
 from sfumato.models.diffusion import DiffusionSpec
@@ -46,8 +47,12 @@ LEARNING_RATES = {
     "adamw": {"tiny": 1e-3, "small": 4e-3, "base": 5e-4},
 }
 """Learning rates of diffusion models by optimiser and size."""
-NOISE_MEAN = -0.1
-"""Of the log of the noise that networks see in training, against the data's spread."""
+OCTAVES = 4
+"""Of the waves through which a network of diffusion sees points: of 2,000 steps on grid25 94% of the samples were on a
+mode with them, 43% without."""
+NOISE = {"pictures": (-0.1, 1.2), "points": (-1.0, 1.6)}
+"""Mean and deviation of the log of the noise that networks see in training, against the data's spread: points
+have structure a thirtieth as wide as all of them, at levels that the law of pictures hardly draws."""
 
 DROP = 0.1
 """Share of the examples whose class a diffusion model does not hear (Ho and Salimans 2207.12598, section 4)."""
@@ -61,6 +66,8 @@ CHEAP = (256, "points are cheap")
 """Batch of points, and why."""
 EVERY = 4
 """Of how many examples of a GAN one has penalties."""
+GAN_OCTAVES = 3
+"""The same for the critic of a GAN: after 4,200 steps on grid25 77% (with 4 67%), without 41%."""
 GAN_BATCH = 32
 """Pictures a step of a GAN."""
 TUTORIAL_BATCH, TUTORIAL_LR = 128, 2e-4
@@ -69,7 +76,7 @@ GRID_LEVELS = 3
 """Of a VAE with a grid of latents; each but the first halves the sides."""
 RUNGS = 3
 """Levels of a ladder for points; for pictures they are those of the networks."""
-DIFFUSIONS = ("coupling", "schedule", "parameterisation", "weighting", "likelihood", "learn_variance")
+DIFFUSIONS = ("text", "coupling", "schedule", "parameterisation", "weighting", "likelihood", "learn_variance")
 """What may be asked of a diffusion model alone."""
 
 
@@ -123,14 +130,15 @@ def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices
     precision = choices.take("precision", asked.precision, *_precision(device, points, asked.likelihood))
     few = len(dataset.items) < FEW and not points
     dropout = choices.take("dropout", None, 0.1 if few else 0.0, "few examples" if few else "enough examples")
-    aim = _likelihood(dataset, asked, choices) if asked.likelihood else _samples(asked, choices)
+    aim = _likelihood(dataset, asked, choices) if asked.likelihood else _samples(asked, points, choices)
     model = DiffusionSpec(
         **_network(size, points),
         dropout=dropout,
         classes=len(dataset.classes) if asked.classes else 0,
-        drop=choices.take("drop", None, DROP, "of the classes, so that guidance can ask for more of one")
-        if asked.classes
+        drop=choices.take("drop", None, DROP, "of what is asked for, so that guidance can ask for more of it")
+        if asked.classes or asked.text
         else 0.0,
+        **_text(dataset, choices) if asked.text else {},
         schedule=asked.schedule,
         parameterisation=asked.parameterisation,
         **aim,
@@ -158,6 +166,7 @@ def gan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices, pena
         game="relativistic" if penalties else "non-saturating",
         gamma=gamma,
         every=EVERY,
+        octaves=GAN_OCTAVES * setting.points,
         classes=len(dataset.classes) if asked.classes else 0,
         sigma_data=_spread(dataset, choices, False),
     )
@@ -307,17 +316,25 @@ def _spread(dataset: Dataset, choices: Choices, dequantise: bool) -> float:
 def _network(size: str, points: bool) -> dict[str, Any]:
     if points:
         width, depth = choose("size", size, MLPS)
-        return {"network": "mlp", "widths": (width,), "blocks": depth}
+        return {"network": "mlp", "widths": (width,), "blocks": depth, "octaves": OCTAVES}
     unet = choose("size", size, UNETS)
     return {"network": "unet", "widths": unet.widths, "blocks": unet.blocks, "attention": unet.attention}
 
 
-def _samples(asked: Asked, choices: Choices) -> dict[str, Any]:
+def _text(dataset: Dataset, choices: Choices) -> dict[str, Any]:
+    """Return what a network is to hear of the captions."""
+    known = vocabulary_of(dataset)
+    choices.take("words", None, len(known.words), f"different ones in the captions, at most {known.length} in one")
+    return {"vocabulary": len(known.words), "tokens": known.length}
+
+
+def _samples(asked: Asked, points: bool, choices: Choices) -> dict[str, Any]:
     """Return what training looks at for good samples."""
     weighting = choices.take(
         "weighting", asked.weighting, asked.parameterisation, "plain error of the network's output"
     )
-    return {"weighting": weighting, "law": "lognormal", "noise_mean": NOISE_MEAN, "dequantise": False}
+    mean, std = NOISE["points" if points else "pictures"]
+    return {"weighting": weighting, "law": "lognormal", "noise_mean": mean, "noise_std": std, "dequantise": False}
 
 
 def _optimizer(shard: bool, points: bool) -> tuple[Rule, str]:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from sfumato import __version__
+from sfumato.condition import Vocabulary
 from sfumato.data import NAMES, Dataset, codec_from
 from sfumato.data import load as load_data
 from sfumato.engine import checkpoint
@@ -26,10 +27,10 @@ from sfumato.engine.shipped import names, unpacked
 from sfumato.errors import UserError
 from sfumato.files import exists, write_atomic
 from sfumato.models.base import GenerativeModel
-from sfumato.models.diffusion import Diffusion
+from sfumato.models.diffusion import Diffusion, DiffusionSpec
 from sfumato.sampler import Tuned
 
-__all__ = ["Run", "is_run", "latest", "restore"]
+__all__ = ["Run", "is_run", "latest", "restore", "vocabulary_of"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Run:
     Attributes:
         folder: where it lies.
         config: what config.toml says.
-        data: what data.json says: name, fingerprint, count, classes, codec.
+        data: what data.json says: name, fingerprint, count, classes, vocabulary, codec.
     """
 
     folder: Path
@@ -102,6 +103,7 @@ class Run:
             "count": len(dataset.items),
             "fingerprint": dataset.fingerprint,
             "classes": list(dataset.classes) if config.model.classes else [],
+            "vocabulary": _vocabulary(config, dataset),
             "codec": dataset.codec.to_dict(),
             "notes": list(dataset.notes),
         }
@@ -127,6 +129,7 @@ class Run:
         try:
             data = json.loads(path.read_text("utf-8"))
             codec_from(data["codec"])
+            _vocabulary_of(data)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: missing or damaged ({error}); restore it, or train again") from error
         return Run(folder, config, data)
@@ -147,7 +150,7 @@ class Run:
             changes: of the config's model; its precision is by default what :meth:`precision` says.
         """
         spec = replace(self.config.model, **({"precision": self.precision(device)} | changes))
-        return spec.build(codec_from(self.data["codec"]), self.data["classes"])
+        return spec.build(codec_from(self.data["codec"]), self.data["classes"], _vocabulary_of(self.data))
 
     def dataset(self) -> Dataset:
         """Load the data the run is trained on, as its config says; see ``sfumato.data.load``.
@@ -240,6 +243,34 @@ def restore(model: nn.Module, tensors: dict[str, Any], prefix: str, where: Path)
     if {name: t.shape for name, t in target.items()} != {name: t.shape for name, t in state.items()}:
         raise UserError(f"{where}: the weights do not fit config.toml; was it changed by hand?")
     assign(target, state)
+
+
+def _vocabulary(config: Config, dataset: Dataset) -> dict[str, Any] | None:
+    """Return the record of the words that a model hears, which are those of its data."""
+    hears = isinstance(config.model, DiffusionSpec) and config.model.vocabulary
+    return vocabulary_of(dataset).to_dict() if hears else None
+
+
+def _vocabulary_of(data: Mapping[str, Any]) -> Vocabulary | None:
+    record = data.get("vocabulary")  # runs of before have none
+    return None if record is None else Vocabulary.from_dict(record)
+
+
+def vocabulary_of(dataset: Dataset) -> Vocabulary:
+    """Return the words of a dataset.
+
+    Args:
+        dataset: every item with a caption.
+
+    Raises:
+        UserError: it has none, or not for every item.
+    """
+    without = [k for k, caption in enumerate(dataset.captions) if caption is None]
+    if not dataset.captions or without:
+        some = f"{len(without):,} of its {len(dataset.items):,} items have no caption" if without else "has no captions"
+        raise UserError(f"'{dataset.name}': {some}; write a .txt beside each picture, or a metadata.jsonl with "
+                        "file_name and text, or leave --text out")  # fmt: skip
+    return Vocabulary.of([caption for caption in dataset.captions if caption is not None])
 
 
 def _missing(folder: Path) -> NoReturn:

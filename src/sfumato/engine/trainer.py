@@ -175,7 +175,7 @@ class Trainer:
     def examples(
         self, index: Tensor, rng: torch.Generator, dataset: Dataset | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the states and labels of examples, on the device; mirrored and dequantised if the run wants it.
+        """Return the states and conditions of examples, on the device; mirrored and dequantised if the run wants it.
 
         Args:
             index: (b,) of the examples.
@@ -183,7 +183,7 @@ class Trainer:
             dataset: that holds them; by default the one that is shown.
         """
         dataset = self.shown if dataset is None else dataset
-        labels, codec, items = dataset.labels, dataset.codec, dataset.items[index]
+        codec, items = dataset.codec, dataset.items[index]
         if items.dtype == torch.uint8:  # a quarter of the bytes to move
             items = (items.pin_memory() if self.device.type == "cuda" else items).to(self.device, non_blocking=True)
         states = codec.encode(items).to(self.device)
@@ -192,8 +192,8 @@ class Trainer:
             states = torch.where(spread(turned, states).bool(), states.flip(-1), states)
         if self.config.model.dequantise:
             states = states + codec.level_width * (rand(states, rng) - 0.5).to(states.dtype)
-        wanted = self.config.model.classes > 0 and labels is not None
-        return states, labels[index].to(self.device) if wanted and labels is not None else None
+        cond = self.model.conditions_of(dataset, index)
+        return states, None if cond is None else cond.to(self.device)
 
     @contextmanager
     def _dropout(self, part: int) -> Iterator[None]:

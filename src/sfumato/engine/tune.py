@@ -223,8 +223,8 @@ def _by(tuned: Tuned, model: Given, noise: Tensor) -> Tensor:
 
 
 def _given(model: Diffusion, index: Tensor) -> Given:
-    labels = model.labels(index.tolist())
-    return Given(model.denoiser, None if labels is None else labels.to(model.device))
+    cond = model.conditions(index.tolist())
+    return Given(model.denoiser, None if cond is None else cond.to(model.device))
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sfumato.condition import Row, short
 from sfumato.denoise import Model, cost, take
 from sfumato.errors import UserError
 from sfumato.process import Gaussian, spread
@@ -47,7 +48,7 @@ class Guidance:
         weight: 0 asks for nothing, 1 is the model as it was trained, more is more of what is asked for.
         interval: of the noise sigma/alpha, within which there is guidance; (0, inf) for all.
         rescale: phi of (2), in [0, 1].
-        away: class index to go away from; None for no class.
+        away: what to go away from, a class index or the words of a sentence; None for no condition.
 
     Raises:
         UserError: not 0 <= low < high, or a rescale outside [0, 1].
@@ -56,7 +57,7 @@ class Guidance:
     weight: float
     interval: tuple[float, float] = (0.0, math.inf)
     rescale: float = 0.0
-    away: int | None = None
+    away: Row | None = None
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -71,7 +72,7 @@ class Guidance:
         """Return it as part of the name of a folder."""
         low, high = self.interval
         parts = [f"w{self.weight:g}"]
-        parts += [] if self.away is None else [f"away{self.away}"]
+        parts += [] if self.away is None else [f"away{short(self.away)}"]
         parts += [] if (low, high) == (0.0, math.inf) else [f"from{low:g}to{high:g}"]
         parts += [f"rescale{self.rescale:g}"] if self.rescale else []
         return "-".join(parts)

@@ -19,13 +19,13 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from sfumato.condition import NULL
-from sfumato.data.codec import Codec
-from sfumato.dist import Rng, stream
+from sfumato.condition import NULL, Row, Vocabulary
+from sfumato.data.codec import Codec, Dataset
+from sfumato.dist import Rng
 from sfumato.errors import UserError, nearest
 from sfumato.guide import Guidance
 
-__all__ = ["GenerativeModel", "Learner", "Pushforward", "Spec", "Way"]
+__all__ = ["GenerativeModel", "Learner", "Spec", "Way"]
 
 BATCH_VALUES = 64 * 28 * 28
 """Values in a batch of samples: enough to keep two cores busy, few enough that one sample alone does not wait long."""
@@ -51,12 +51,13 @@ class Spec(ABC):
     precision: Literal["fp32", "bf16"] = "fp32"
 
     @abstractmethod
-    def build(self, codec: Codec, classes: Sequence[str] = ()) -> GenerativeModel:
+    def build(self, codec: Codec, classes: Sequence[str] = (), vocabulary: Vocabulary | None = None) -> GenerativeModel:
         """Return an untrained model; its weights come from PyTorch's global random state.
 
         Args:
             codec: of the data.
             classes: names of the classes, ``self.classes`` of them.
+            vocabulary: of a model that hears sentences.
 
         Raises:
             UserError: an unknown name or an impossible combination.
@@ -76,15 +77,16 @@ class Way:
         steps: steps of the sampler.
         method: name of the sampler.
         grid: name of the grid.
-        label: class index, or None for every class in turn.
-        guidance: towards the class; None for the model as it was trained.
+        cond: what is asked for, a class index or the words of a sentence; None for every class, or sentence that the
+            model keeps, in turn.
+        guidance: towards it; None for the model as it was trained.
     """
 
     seed: int
     steps: int
     method: str
     grid: str
-    label: int | None = None
+    cond: Row | None = None
     guidance: Guidance | None = None
 
 
@@ -117,15 +119,17 @@ class GenerativeModel(nn.Module, ABC):
     Args:
         codec: between the user's items and states.
         classes: names of the classes; () if the model takes no labels.
+        vocabulary: words that it hears; None if it hears none.
     """
 
     family: ClassVar[str]
     momentum: bool = True
 
-    def __init__(self, codec: Codec, classes: tuple[str, ...] = ()) -> None:
+    def __init__(self, codec: Codec, classes: tuple[str, ...] = (), vocabulary: Vocabulary | None = None) -> None:
         super().__init__()
         self.codec = codec
         self.classes = classes
+        self.vocabulary = vocabulary
 
     # ── Learning ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -183,7 +187,7 @@ class GenerativeModel(nn.Module, ABC):
     @property
     def abilities(self) -> tuple[str, ...]:
         """What the trained model can give but a sample, each in a few words."""
-        return ("a class that is asked for",) * bool(self.classes)
+        return ("a class that is asked for",) * bool(self.classes) + ("a sentence",) * bool(self.vocabulary)
 
     def bound(self, x_0: Tensor, cond: Tensor | None = None, rng: Rng = None) -> Tensor | None:
         """Return a lower bound on log p(x_0) in nats, (B,) float64; None if this model tells none.
@@ -214,7 +218,8 @@ class GenerativeModel(nn.Module, ABC):
             UserError: the model has no classes, or not this one.
         """
         if not self.classes:
-            raise UserError("this model was trained without classes: train with --classes to ask for one")
+            other = ": say with --prompt what you want" if self.vocabulary else ": train with --classes to ask for one"
+            raise UserError(f"this model was trained without classes{other}")
         if str(name) in self.classes:
             return self.classes.index(str(name))
         if name == "none":
@@ -225,11 +230,54 @@ class GenerativeModel(nn.Module, ABC):
             return int(name)
         raise UserError(f"no class '{name}'{nearest(str(name), self.classes)}")
 
-    def labels(self, indices: Sequence[int], label: int | None = None) -> Tensor | None:
-        """Return the labels of samples by index: ``label``, or every class in turn; None without classes."""
-        if not self.classes:
+    def prompt(self, text: str) -> tuple[int, ...]:
+        """Return the words of a sentence by their places; of "" the null condition.
+
+        Raises:
+            UserError: the model hears no sentences, or none of these words.
+        """
+        if self.vocabulary is None:
+            other = "ask for one with --class" if self.classes else "train with --text to ask in words"
+            raise UserError(f"this run was trained without captions: {other}")
+        row = self.vocabulary.row(text)
+        if text.strip() and set(row) == {NULL}:
+            word = self.vocabulary.strange(text)[0]
+            raise UserError(f"no word of '{text}' was in the captions{nearest(word, self.vocabulary.words)}")
+        return row
+
+    def conditions(self, indices: Sequence[int], cond: Row | None = None) -> Tensor | None:
+        """Return what samples are asked for by index, (n,) labels or (n, length) words: ``cond``, or every class or
+        kept sentence in turn; None of a model that cannot be asked.
+        """
+        if self.classes:
+            return torch.tensor([i % len(self.classes) if cond is None else cond for i in indices])
+        if self.vocabulary is None:
             return None
-        return torch.tensor([i % len(self.classes) if label is None else label for i in indices])
+        kept = self.vocabulary.examples
+        rows = [self.vocabulary.row(kept[i % len(kept)]) if cond is None else cond for i in indices]
+        return torch.tensor(rows)
+
+    def conditions_of(self, dataset: Dataset, index: Tensor) -> Tensor | None:
+        """Return what examples are, (b,) labels or (b, length) words; None of a model that cannot be asked.
+
+        Args:
+            dataset: with classes, if the model was trained with them; one without a caption asks for nothing.
+            index: (b,) of the examples.
+        """
+        if self.vocabulary is not None:
+            captions = dataset.captions or [None] * len(dataset.items)
+            return self.vocabulary.rows([captions[k] or "" for k in index.tolist()])
+        return dataset.labels[index] if self.classes and dataset.labels is not None else None
+
+    def named(self, cond: Tensor) -> dict[str, str]:
+        """Return what one sample is asked for, for its recipe.
+
+        Args:
+            cond: one row of :meth:`conditions`.
+        """
+        if self.vocabulary is not None:
+            return {"prompt": self.vocabulary.told(cond.tolist())}
+        return {"class": "none" if cond == NULL else self.classes[int(cond)]}
 
     def way(
         self,
@@ -238,7 +286,7 @@ class GenerativeModel(nn.Module, ABC):
         steps: int | None = None,
         method: str | None = None,
         grid: str | None = None,
-        label: int | None = None,
+        cond: Row | None = None,
         guidance: Guidance | None = None,
     ) -> Way:
         """Return a way to draw, with this model's usual steps, sampler and grid where None is given.
@@ -248,13 +296,13 @@ class GenerativeModel(nn.Module, ABC):
             steps: steps of the sampler.
             method: name of the sampler.
             grid: name of the grid.
-            label: class index; by default every class in turn.
-            guidance: towards the class; by default the model as it was trained.
+            cond: class index, or what :meth:`prompt` gives; by default every class, or kept sentence, in turn.
+            guidance: towards it; by default the model as it was trained.
 
         Raises:
             UserError: this model draws in no such way.
         """
-        return Way(seed, *self.usual(steps, method, grid, guidance), label, guidance)
+        return Way(seed, *self.usual(steps, method, grid, guidance), cond, guidance)
 
     @abstractmethod
     def usual(
@@ -328,50 +376,3 @@ class GenerativeModel(nn.Module, ABC):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
-
-
-class Pushforward(GenerativeModel):
-    """A model whose law is that of noise pushed through a network: one call turns a latent vector into a sample.
-
-    Args:
-        codec: between the user's items and states.
-        classes: names of the classes; () if the model takes no labels.
-        latent: length of the vector.
-    """
-
-    METHOD, GRID = "generator", "none"
-
-    def __init__(self, codec: Codec, classes: tuple[str, ...], latent: int) -> None:
-        super().__init__(codec, classes)
-        self.latent = latent
-
-    @abstractmethod
-    def generate(self, z: Tensor, cond: Tensor | None) -> Tensor:
-        """Return the states (B, *dims) of latent vectors (B, latent), standard normal, and labels (B,)."""
-
-    @property
-    def learner(self) -> nn.Module:
-        return self
-
-    def times(self, n: int, rng: torch.Generator | None = None) -> Tensor:
-        """Return (n,) zeros: there is no noise level to be asked at."""
-        return torch.zeros(n, dtype=torch.float64)
-
-    def usual(
-        self, steps: int | None, method: str | None, grid: str | None, guidance: Guidance | None
-    ) -> tuple[int, str, str]:
-        if steps not in (None, 1) or method not in (None, self.METHOD) or grid not in (None, self.GRID):
-            raise UserError(f"a {self.family} draws in one call: leave --steps, --sampler and --grid out")
-        if guidance is not None:
-            raise UserError(f"a {self.family} cannot be guided: leave --guidance out")
-        return 1, self.METHOD, self.GRID
-
-    def slug(self, way: Way) -> str:
-        return way.method
-
-    @torch.no_grad()
-    def draw(self, indices: Sequence[int], way: Way) -> Tensor:
-        z = torch.stack([torch.randn(self.latent, generator=stream(way.seed, i)) for i in indices])
-        labels = self.labels(indices, way.label)
-        with self.resting():
-            return self.generate(z.to(self.device), None if labels is None else labels.to(self.device))

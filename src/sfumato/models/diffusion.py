@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from sfumato.condition import null
+from sfumato.condition import Vocabulary, null
 from sfumato.data.codec import Codec
 from sfumato.defaults import GRID, SAMPLER, STEPS
 from sfumato.denoise import Denoiser, Given, Model, tells_mean
@@ -43,6 +43,7 @@ class DiffusionSpec(Spec):
         widths: hidden channels of each level of a U-Net; (width,) of an MLP.
         blocks: residual blocks a level of a U-Net; depth of an MLP.
         attention: for each level of a U-Net, whether it has self-attention.
+        octaves: of the waves through which an MLP sees points; 0 for none.
         schedule: a key of ``sfumato.schedule.SCHEDULES``.
         parameterisation: a key of ``sfumato.rows.ROWS``.
         weighting: a key of ``sfumato.weighting.WEIGHTINGS`` or of ``ROWS``, or "learned".
@@ -51,7 +52,9 @@ class DiffusionSpec(Spec):
         noise_mean: of the log-normal law, against sigma_data.
         noise_std: its standard deviation.
         coupling: a key of ``sfumato.coupling.COUPLINGS``.
-        drop: share of the examples whose class is dropped in training, for guidance.
+        drop: share of the examples whose condition is dropped in training, for guidance.
+        vocabulary: number of words that a U-Net hears, 0 for none.
+        tokens: words of a sentence, at most.
         variance: of the reverse step: "learned" by the network, for the sampler "ancestral-learned", or "fixed".
         gives: what the estimate stands for, a key of ``sfumato.denoise.GIVES``.
         sampler: that draws from it unless another is asked for.
@@ -64,6 +67,7 @@ class DiffusionSpec(Spec):
     widths: tuple[int, ...]
     blocks: int
     attention: tuple[bool, ...] = ()
+    octaves: int = 0
     schedule: str = "cosine"
     parameterisation: str = "edm"
     weighting: str = "edm"
@@ -73,6 +77,8 @@ class DiffusionSpec(Spec):
     noise_std: float = 1.2
     coupling: str = "independent"
     drop: float = 0.0
+    vocabulary: int = 0
+    tokens: int = 0
     variance: Literal["fixed", "learned"] = "fixed"
     gives: str = "mean"
     sampler: str = SAMPLER
@@ -81,7 +87,7 @@ class DiffusionSpec(Spec):
     def words(self) -> str:
         return f"{self.network} {'-'.join(map(str, self.widths))}, predicts {self.parameterisation} on {self.schedule}"
 
-    def build(self, codec: Codec, classes: Sequence[str] = ()) -> Diffusion:
+    def build(self, codec: Codec, classes: Sequence[str] = (), vocabulary: Vocabulary | None = None) -> Diffusion:
         network: nn.Module
         heads = 2 if self.variance == "learned" else 1
         if self.network == "unet":
@@ -91,18 +97,23 @@ class DiffusionSpec(Spec):
                 blocks=self.blocks,
                 attention=self.attention,
                 classes=self.classes,
+                vocabulary=self.vocabulary,
+                tokens=self.tokens,
                 dropout=self.dropout,
                 out=heads * codec.dims[0],
                 ends=self.gives == "map",
                 precision=self.precision,
             )
         else:
+            if self.vocabulary:
+                raise UserError("a network for points hears no sentences: leave --text out")
             dim = math.prod(codec.dims)
             network = MLP(
                 dim,
                 width=self.widths[0],
                 depth=self.blocks,
                 classes=self.classes,
+                octaves=self.octaves,
                 out=heads * dim,
                 ends=self.gives == "map",
             )
@@ -118,7 +129,7 @@ class DiffusionSpec(Spec):
             coupling=self.coupling,
             drop=self.drop,
         )
-        return Diffusion(denoiser, codec, tuple(classes), self.sampler, self.stops)
+        return Diffusion(denoiser, codec, tuple(classes), self.sampler, self.stops, vocabulary)
 
 
 class Diffusion(GenerativeModel):
@@ -130,6 +141,7 @@ class Diffusion(GenerativeModel):
         classes: names of the classes; () if the denoiser takes no labels.
         sampler: that draws from it unless another is asked for.
         stops: times of its usual way back, which fall to 0; () for the usual grid and number of steps.
+        vocabulary: words that it hears; None if it hears none.
     """
 
     family: ClassVar[str] = "diffusion"
@@ -141,8 +153,9 @@ class Diffusion(GenerativeModel):
         classes: tuple[str, ...] = (),
         sampler: str = SAMPLER,
         stops: tuple[float, ...] = (),
+        vocabulary: Vocabulary | None = None,
     ) -> None:
-        super().__init__(codec, classes)
+        super().__init__(codec, classes, vocabulary)
         self.denoiser = denoiser
         self.sampler = sampler
         self.stops = stops
@@ -177,12 +190,12 @@ class Diffusion(GenerativeModel):
 
     @property
     def knows_null(self) -> bool:
-        return bool(self.classes) and self.denoiser.drop > 0
+        return bool(self.classes or self.vocabulary) and self.denoiser.drop > 0
 
     @property
     def abilities(self) -> tuple[str, ...]:
         exact = ("log p(x)", "the noise behind x") * tells_mean(self.denoiser)
-        more = ("more or less of a class, by guidance",) * (self.knows_null and self.denoiser.gives == "mean")
+        more = ("more or less of what is asked for, by guidance",) * (self.knows_null and self.denoiser.gives == "mean")
         return (*super().abilities, *more, "samples in any number of calls", *exact)
 
     @torch.no_grad()
@@ -220,8 +233,8 @@ class Diffusion(GenerativeModel):
 
     def _refuse(self, guidance: Guidance) -> None:
         """Raise a UserError if this model cannot be guided so."""
-        if not self.classes:
-            raise UserError("there is nothing to guide to: train with --classes to ask for one")
+        if not self.classes and self.vocabulary is None:
+            raise UserError("there is nothing to guide to: train with --classes or --text to ask for something")
         if self.denoiser.gives != "mean":
             raise UserError("a student goes its teacher's way alone and cannot be guided: guide its teacher")
         if guidance.away is None and not self.knows_null:
@@ -247,8 +260,8 @@ class Diffusion(GenerativeModel):
         tuned, stops = self._tuned(way), self.stops_of(way)
         rng = [stream(way.seed, i) for i in indices]
         blank = torch.zeros(len(indices), *self.codec.dims, device=self.device)
-        labels = self.labels(indices, way.label)
-        model = self.asked(None if labels is None else labels.to(self.device), way.guidance)
+        cond = self.conditions(indices, way.cond)
+        model = self.asked(None if cond is None else cond.to(self.device), way.guidance)
         start = model.process.prior(blank, float(stops[0])).sample(rng)
         with self.resting():
             yield from (
@@ -264,17 +277,17 @@ class Diffusion(GenerativeModel):
             return torch.tensor(tuned.stops, dtype=torch.float64)
         return times(way.grid, way.steps, self.denoiser.process.schedule)
 
-    def asked(self, labels: Tensor | None, guidance: Guidance | None = None) -> Model:
-        """Return the model of data of some classes.
+    def asked(self, cond: Tensor | None, guidance: Guidance | None = None) -> Model:
+        """Return the model of data under some conditions.
 
         Args:
-            labels: (B,), one for each row of the states to come; None without classes.
+            cond: (B, ...), one for each row of the states to come; None of a model that cannot be asked.
             guidance: towards them.
         """
-        wanted = Given(self.denoiser, labels)
-        if guidance is None or labels is None:
+        wanted = Given(self.denoiser, cond)
+        if guidance is None or cond is None:
             return wanted
-        away = null(labels) if guidance.away is None else torch.full_like(labels, guidance.away)
+        away = null(cond) if guidance.away is None else torch.tensor(guidance.away, device=cond.device).expand_as(cond)
         towards = [(wanted, guidance.weight)]
         return Guided(Given(self.denoiser, away), towards, guidance.interval, guidance.rescale)
 

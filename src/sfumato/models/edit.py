@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sfumato.condition import NULL
+from sfumato.condition import null
 from sfumato.denoise import need_mean
 from sfumato.dist import stream
 from sfumato.errors import UserError
@@ -45,7 +45,7 @@ def edited(
     Args:
         model: whose estimates are means.
         items: (n, *raw) as its codec takes them.
-        way: how to draw; without a label the null condition, if the model knows it.
+        way: how to draw; where nothing is asked for, the null condition, if the model knows it.
         strength: in [0, 1].
         mask: (H, W), true where an item is kept and false where it is made anew; None for no such place.
         indices: (n,) of the samples, on which their noise depends; by default 0, 1, ...
@@ -64,8 +64,7 @@ def edited(
     need_mean(model.denoiser, "editing")
     index = range(len(items)) if indices is None else indices
     rng = [stream(way.seed, i) for i in index]
-    labels = _labels(model, len(items), way)
-    asked, x_0 = model.asked(labels, way.guidance), model.codec.encode(items).to(model.device)
+    asked, x_0 = model.asked(_cond(model, len(items), way), way.guidance), model.codec.encode(items).to(model.device)
     if mask is not None:
         seen = Known(mask.to(x_0))
         x_0 = seen(x_0)
@@ -92,9 +91,11 @@ def remaining(stops: Tensor, strength: float) -> Tensor:
     return torch.cat([begin[None], stops[first + 1 :]])
 
 
-def _labels(model: Diffusion, n: int, way: Way) -> Tensor | None:
-    if not model.classes:
-        return None
-    if way.label is None and not model.knows_null:
+def _cond(model: Diffusion, n: int, way: Way) -> Tensor | None:
+    """Return what is asked for, of nothing in particular the null condition."""
+    usual = model.conditions(range(n), way.cond)
+    if usual is None or way.cond is not None:
+        return None if usual is None else usual.to(model.device)
+    if not model.knows_null:
         raise UserError("this run was trained with classes and has no answer to no class: name one with --class")
-    return torch.full((n,), NULL if way.label is None else way.label, device=model.device)
+    return null(usual).to(model.device)

@@ -27,10 +27,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.condition import Vocabulary
 from sfumato.data.codec import Codec
 from sfumato.dist import randn_like
 from sfumato.errors import UserError, choose
-from sfumato.models.base import Pushforward, Spec
+from sfumato.models.base import Spec
+from sfumato.models.pushforward import Pushforward
 from sfumato.nn import Critic, Decoder, Encoder, Generator
 
 __all__ = ["GAMES", "GAN", "GANSpec", "Game", "lost"]
@@ -62,6 +64,7 @@ class GANSpec(Spec):
         game: a key of :data:`GAMES`.
         gamma: weight of the penalties; 0 for none.
         every: of how many examples one is penalised, by so many times as much.
+        octaves: of the waves through which the critic sees points; 0 for none.
         sigma_data: the data's standard deviation.
     """
 
@@ -74,13 +77,14 @@ class GANSpec(Spec):
     game: Literal["relativistic", "non-saturating"] = "relativistic"
     gamma: float = 1.0
     every: int = 1
+    octaves: int = 0
     sigma_data: float = 0.5
 
     def words(self) -> str:
         widths = "-".join(map(str, self.widths))
         return f"{self.network} generator and critic {widths}, {self.game}, penalty {self.gamma:g}"
 
-    def build(self, codec: Codec, classes: Sequence[str] = ()) -> GAN:
+    def build(self, codec: Codec, classes: Sequence[str] = (), vocabulary: Vocabulary | None = None) -> GAN:
         game = choose("game", self.game, GAMES)
         if self.gamma < 0:
             raise UserError(f"the penalty's weight gamma must not be negative, got {self.gamma}")
@@ -93,7 +97,7 @@ class GANSpec(Spec):
         choose("network", self.network, dict.fromkeys(("residual", "dcgan")))
         if self.network == "residual":
             generator = Decoder(dims, self.latent, self.widths, self.blocks, self.classes)
-            return generator, Encoder(dims, 1, self.widths, self.blocks, self.classes)
+            return generator, Encoder(dims, 1, self.widths, self.blocks, self.classes, self.octaves)
         if len(dims) < 3:
             raise UserError("the networks of DCGAN are for pictures, and these are points: leave dcgan out")
         if self.gamma:

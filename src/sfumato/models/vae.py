@@ -32,12 +32,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from sfumato.condition import Vocabulary
 from sfumato.data.codec import Codec
 from sfumato.dist import Rng
 from sfumato.errors import UserError
 from sfumato.models.autoencoder import Autoencoder, Flat, Grid, Inferred, Ladder
-from sfumato.models.base import Pushforward, Spec
+from sfumato.models.base import Spec
 from sfumato.models.gan import GAMES, lost
+from sfumato.models.pushforward import Pushforward
 from sfumato.nn import Decoder, Down, Encoder, Flow, GridDecoder, GridEncoder, Up
 
 __all__ = ["DRAWS", "VAE", "GridSpec", "GridVAE", "LadderSpec", "LadderVAE", "VAESpec"]
@@ -86,7 +88,7 @@ class VAESpec(AutoencoderSpec):
     latent: int = 32
     prior: int = 64
 
-    def build(self, codec: Codec, classes: Sequence[str] = ()) -> VAE:
+    def build(self, codec: Codec, classes: Sequence[str] = (), vocabulary: Vocabulary | None = None) -> VAE:
         if self.latent < 2:
             raise UserError(f"a VAE needs at least two latent numbers, got {self.latent}")
         networks = Flat(
@@ -105,7 +107,7 @@ class LadderSpec(AutoencoderSpec):
     NETWORKS: ClassVar[str] = "ladder"
     LATENTS: ClassVar[str] = "latent channels a level"
 
-    def build(self, codec: Codec, classes: Sequence[str] = ()) -> VAE:
+    def build(self, codec: Codec, classes: Sequence[str] = (), vocabulary: Vocabulary | None = None) -> VAE:
         down = Down(codec.dims, self.latent, self.widths, self.blocks, self.classes)
         networks = Ladder(Up(codec.dims, self.widths, self.blocks), down)
         latent = sum(math.prod(shape) for shape in down.shapes)
@@ -124,7 +126,7 @@ class GridSpec(AutoencoderSpec):
 
     adversary: float = 0.0
 
-    def build(self, codec: Codec, classes: Sequence[str] = ()) -> VAE:
+    def build(self, codec: Codec, classes: Sequence[str] = (), vocabulary: Vocabulary | None = None) -> VAE:
         if len(codec.dims) < 3:
             raise UserError("an autoencoder with a grid of latents is for pictures, and these are points")
         if self.classes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.nn.layers import Conditioning, started
+from sfumato.nn.layers import Conditioning, Waves, started
 
 __all__ = ["MLP"]
 
@@ -18,6 +18,7 @@ class MLP(nn.Module):
         width: hidden width.
         depth: number of residual blocks.
         classes: number of class labels; 0 means there are none.
+        octaves: of the waves through which it sees points; 0 for none.
         out: numbers per point of the output; by default as many.
         ends: whether the network hears the level at which a step ends.
     """
@@ -29,12 +30,14 @@ class MLP(nn.Module):
         width: int = 128,
         depth: int = 3,
         classes: int = 0,
+        octaves: int = 0,
         out: int | None = None,
         ends: bool = False,
     ):
         super().__init__()
         self.conditioning = Conditioning(width, classes, ends)
-        self.inlet = started(nn.Linear(dim, width))
+        self.dim, self.width, self.waves = dim, width, Waves(dim, octaves)
+        self.inlet = started(nn.Linear(self.waves.out, width))
         self.film = started(nn.Linear(width, 2 * width * depth), 0.0)
         self.blocks = nn.ModuleList(MLPBlock(width) for _ in range(depth))
         self.outlet = started(nn.Linear(width, out or dim), 0.0)
@@ -42,7 +45,7 @@ class MLP(nn.Module):
     @property
     def parts(self) -> list[tuple[nn.Module, int]]:
         """What x passes through, in order, each with the channels of its output."""
-        return [(block, self.inlet.out_features) for block in self.blocks]
+        return [(block, self.width) for block in self.blocks]
 
     def forward(self, x: Tensor, level: Tensor, cond: Tensor | None = None, to: Tensor | None = None) -> Tensor:
         """Points x (B, dim) of unit variance at noise level (B,), about -logsnr / 8, to (B, out).
@@ -53,10 +56,10 @@ class MLP(nn.Module):
             ValueError: x has another shape, or labels or ends are missing where the network has them, or given where it
                 has none.
         """
-        if x.ndim != 2 or x.shape[1] != self.inlet.in_features:
-            raise ValueError(f"this MLP takes points (B, {self.inlet.in_features}), got {tuple(x.shape)}")
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"this MLP takes points (B, {self.dim}), got {tuple(x.shape)}")
         films = self.film(self.conditioning(level, cond, to)).chunk(len(self.blocks), 1)
-        h = self.inlet(x)
+        h = self.inlet(self.waves(x))
         for block, film in zip(self.blocks, films, strict=True):
             h = block(h, film)
         out: Tensor = self.outlet(F.silu(F.layer_norm(h, h.shape[1:])))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.nn.layers import AFTER_SILU, Attention, Conditioning, channel_norm, started
+from sfumato.nn.text import Cross, Heard, TextEncoder
 
 __all__ = ["UNet"]
 
@@ -28,13 +29,16 @@ class UNet(nn.Module):
         blocks: residual blocks per level, on the way down and again on the way up.
         attention: per level, whether self-attention follows its blocks. Its cost grows with (height x width)^2.
         classes: number of class labels; 0 means there are none.
+        vocabulary: number of words that it hears, instead of labels; 0 means none. All levels but the finest attend to
+            them, or the only one.
+        tokens: words of a sentence, at most.
         dropout: probability of dropping a hidden activation in training.
         out: channels of the output; by default as many as of the images.
         ends: whether the network hears the level at which a step ends.
         precision: "bf16" computes inside the network in bfloat16 (autocast); weights and output keep their type.
 
     Raises:
-        ValueError: `attention` and `widths` differ in length.
+        ValueError: `attention` and `widths` differ in length; classes and words.
     """
 
     def __init__(
@@ -45,6 +49,8 @@ class UNet(nn.Module):
         blocks: int = 2,
         attention: Sequence[bool] = (False, False, True),
         classes: int = 0,
+        vocabulary: int = 0,
+        tokens: int = 0,
         dropout: float = 0.0,
         out: int | None = None,
         ends: bool = False,
@@ -53,13 +59,19 @@ class UNet(nn.Module):
         super().__init__()
         if len(attention) != len(widths):
             raise ValueError(f"attention has {len(attention)} entries for {len(widths)} levels: give one per level")
+        if classes and vocabulary:
+            raise ValueError("a network hears labels or words: give classes or vocabulary")
         self.precision = precision
         self.multiple = 2 ** (len(widths) - 1)
         embedding = 4 * widths[0]
-        self.conditioning = Conditioning(embedding, classes, ends)
+        self.text = TextEncoder(vocabulary, tokens) if vocabulary else None
+        told = self.text.width if self.text else 0
+        self.conditioning = Conditioning(embedding, classes, ends, told)
         self.inlet = started(nn.Conv2d(channels, widths[0], 3, padding=1))
-        self.down = nn.ModuleList(Stage(w, blocks, a, dropout) for w, a in zip(widths, attention, strict=True))
-        self.up = nn.ModuleList(Stage(w, blocks, a, dropout) for w, a in zip(widths, attention, strict=True))
+        hearing = [told * (k > 0 or len(widths) == 1) for k in range(len(widths))]
+        levels = list(zip(widths, attention, hearing, strict=True))
+        self.down = nn.ModuleList(Stage(w, blocks, a, dropout, told) for w, a, told in levels)
+        self.up = nn.ModuleList(Stage(w, blocks, a, dropout, told) for w, a, told in levels)
         steps = list(itertools.pairwise(widths))
         self.shrink = nn.ModuleList(started(nn.Conv2d(fine, coarse, 2, stride=2)) for fine, coarse in steps)
         # gain 2: of the four taps of a 2x2 kernel with stride 2, every output pixel sees one
@@ -83,8 +95,8 @@ class UNet(nn.Module):
         Sizes that the levels cannot halve evenly are padded with zeros below and to the right, and cropped back.
 
         Raises:
-            ValueError: x has another shape, or labels or ends are missing where the network has them, or given where it
-                has none.
+            ValueError: x has another shape, or conditions or ends are missing where the network has them, or given
+                where it has none.
         """
         if x.ndim != 4 or x.shape[1] != self.inlet.in_channels:
             raise ValueError(f"this U-Net takes pictures (B, {self.inlet.in_channels}, H, W), got {tuple(x.shape)}")
@@ -92,41 +104,47 @@ class UNet(nn.Module):
         fits = height % self.multiple == width % self.multiple == 0
         padded = x if fits else F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            out = self._forward(padded, self.conditioning(level, cond, to))
+            heard = None if self.text is None or cond is None else self.text(cond)
+            out = self._forward(
+                padded, self.conditioning(level, cond if heard is None else heard.words[:, 0], to), heard
+            )
         return (out if fits else out[:, :, :height, :width]).to(x.dtype).contiguous()
 
-    def _forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
+    def _forward(self, x: Tensor, conditioning: Tensor, heard: Heard | None) -> Tensor:
         films = iter(self.film(conditioning)[:, :, None, None].split(self.film_sizes, 1))
         # channels-last memory from here on; said with permute, which vmap knows, unlike memory formats
         h = self.inlet(x).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         skips = []
         for stage, shrink in zip(self.down, [*self.shrink, None], strict=True):
-            h = stage(h, films)
+            h = stage(h, films, heard)
             if shrink is not None:
                 skips.append(h)
                 h = shrink(h)
-        h = self.up[-1](h, films)
+        h = self.up[-1](h, films, heard)
         for i in reversed(range(len(skips))):
             h = self.grow[i](h)
-            h = self.up[i](self.join[i](torch.cat([h, skips[i]], 1)), films)
+            h = self.up[i](self.join[i](torch.cat([h, skips[i]], 1)), films, heard)
         out: Tensor = self.outlet(F.silu(channel_norm(h)))
         return out
 
 
 class Stage(nn.Module):
-    """The residual blocks of one level, then self-attention if asked for."""
+    """The residual blocks of one level, then attention to itself and to words of length `told`, if asked for."""
 
-    def __init__(self, width: int, blocks: int, attention: bool, dropout: float):
+    def __init__(self, width: int, blocks: int, attention: bool, dropout: float, told: int):
         super().__init__()
         self.width = width
         self.blocks = nn.ModuleList(Block(width, dropout) for _ in range(blocks))
         self.attention = Attention(width) if attention else None
+        self.cross = Cross(width, told) if told else None
 
-    def forward(self, x: Tensor, films: Iterator[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, films: Iterator[Tensor], heard: Heard | None) -> Tensor:
         """Images (B, width, H, W), taking the next modulation for each block, to the same shape."""
         for block in self.blocks:
             x = block(x, next(films))
-        return x if self.attention is None else self.attention(x)
+        if self.attention is not None:
+            x = self.attention(x)
+        return x if self.cross is None else self.cross(x, heard)
 
 
 class Block(nn.Module):

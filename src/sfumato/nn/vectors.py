@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.nn.layers import started
+from sfumato.nn.layers import Waves, started
 
 __all__ = ["Decoder", "Encoder", "Paint", "Up"]
 
@@ -98,12 +98,16 @@ class Up(nn.Module):
         dims: (channels, height, width) of pictures, or (dim,) of points.
         widths: hidden channels of each level, the finest first.
         blocks: residual blocks of each level.
+        octaves: of the waves through which it sees points; 0 for none.
     """
 
-    def __init__(self, dims: Sequence[int], widths: Sequence[int], blocks: int) -> None:
+    def __init__(self, dims: Sequence[int], widths: Sequence[int], blocks: int, octaves: int = 0) -> None:
         super().__init__()
+        if octaves and len(dims) > 1:
+            raise ValueError("waves are for points: leave octaves out")
         self.sides, self.factor = coarsest(dims, widths), 2 ** (len(widths) - 1)
-        self.inlet = layer(dims, dims[0], widths[0])
+        self.waves = Waves(dims[0], octaves) if octaves else None
+        self.inlet = layer(dims, self.waves.out if self.waves else dims[0], widths[0])
         self.levels = nn.ModuleList(level(dims, width, blocks, len(widths)) for width in widths)
         self.widen = nn.ModuleList(layer(dims, a, b, side=1) for a, b in pairwise(widths))
 
@@ -116,7 +120,7 @@ class Up(nn.Module):
             height, width = (side * self.factor for side in self.sides)
             x = F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
             x = x.contiguous(memory_format=torch.channels_last)
-        h, found = self.inlet(x), []
+        h, found = self.inlet(x if self.waves is None else self.waves(x)), []
         if shift is not None:
             h = h + everywhere(shift, self.sides)
         for k, blocks in enumerate(self.levels):
@@ -139,12 +143,15 @@ class Encoder(nn.Module):
         widths: hidden channels of each level of pictures, the finest first; (width,) for points.
         blocks: residual blocks of each level.
         classes: number of class labels; 0 means there are none.
+        octaves: of the waves through which it sees points; 0 for none.
     """
 
-    def __init__(self, dims: Sequence[int], out: int, widths: Sequence[int], blocks: int, classes: int = 0) -> None:
+    def __init__(
+        self, dims: Sequence[int], out: int, widths: Sequence[int], blocks: int, classes: int = 0, octaves: int = 0
+    ) -> None:
         super().__init__()
         self.sides = coarsest(dims, widths)
-        self.up = Up(dims, widths, blocks)
+        self.up = Up(dims, widths, blocks, octaves)
         self.squeeze = started(nn.Conv2d(widths[-1], widths[-1] // FEWER, 1), GAIN) if self.sides else None
         self.join = started(nn.Linear(flat(widths, self.sides), widths[-1]), GAIN)
         self.parts = [widths[0], widths[-1]]

@@ -23,6 +23,7 @@ def sample(
     steps: int | None = None,
     seed: int = 0,
     class_: Class = None,
+    prompt: str | None = None,
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
@@ -48,11 +49,13 @@ def sample(
         steps: steps of the sampler; by default 12, or those a student was taught for.
         seed: of the noise.
         class_: name or index of one class, or none for no class in particular; by default every class in turn.
-        guidance: weight towards the class, for runs trained with --classes: 0 asks for nothing, 1 is the model as it
-            was trained, 1.5 to 3 show the class more clearly and vary less. Twice the network calls.
+        prompt: what a run trained with --text shall show, "" for nothing in particular; by default captions of its
+            data in turn.
+        guidance: weight towards what is asked for, for runs trained with --classes or --text: 0 asks for nothing, 1 is
+            the model as it was trained, 1.5 to 3 show it more clearly and vary less. Twice the network calls.
         interval: of the noise sigma/alpha within which there is guidance, two numbers such as 0.2 5; by default all.
         rescale: in [0, 1], gives strongly guided pictures back the contrast that they have without.
-        away: class to go away from; by default from no class in particular.
+        away: class or sentence to go away from (a negative prompt); by default from nothing in particular.
         sampler: its name; `sfumato samplers` lists them. By default unipc2, a student's own, or what tune-sampler
             learned for so many steps.
         grid: where the steps stop: uniform, logsnr (the default), karras, trailing, or the times themselves, such as
@@ -77,7 +80,7 @@ def sample(
     from sfumato.engine.generate import Wish, drawing, generate
     from sfumato.engine.machine import device_of
 
-    wish = Wish(seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away)
+    wish = Wish(seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away, prompt)
     folder = None if out is None else Path(out)
     with drawing(Path(run), wish, device_of(device)[0], threads) as draws:
         indices = range(first, first + n)

@@ -20,6 +20,7 @@ def edit(
     strength: float | None = None,
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 4,
     class_: Class = None,
+    prompt: str | None = None,
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
@@ -42,6 +43,7 @@ def edit(
             default 0.6, and with a mask 1.
         n: how many answers.
         class_: what it shall become, as for sample; by default no class in particular.
+        prompt: what it shall become, of a run trained with --text; by default nothing in particular.
         guidance: as for sample.
         interval: as for sample.
         rescale: as for sample.
@@ -71,6 +73,8 @@ def edit(
     if sampler is None:
         sampler = SAMPLER if mask is None else "ancestral"
     share = (0.6 if mask is None else 1.0) if strength is None else strength
-    wish = Wish(seed, steps, sampler, GRID if grid is None else grid, ema, class_, guidance, interval, rescale, away)
+    wish = Wish(
+        seed, steps, sampler, GRID if grid is None else grid, ema, class_, guidance, interval, rescale, away, prompt
+    )
     hidden, folder = (None if each is None else Path(each) for each in (mask, out))
     return edit(Path(run), Path(image), hidden, share, n, wish, folder, device_of(device)[0])

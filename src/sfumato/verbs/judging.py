@@ -23,7 +23,7 @@ def inspect(data: Data) -> Findings:
     """Say what is in some data: count, sizes, channels, range, classes, bad files, duplicates. Changes nothing.
 
     Args:
-        data: a name (digits, fashion-mnist, moons, ring8, grid25, spirals, checkerboard), a folder of pictures
+        data: a name (digits, fashion-mnist, shapes, moons, ring8, grid25, spirals, checkerboard), a folder of pictures
             (classes = subfolders; train/ and test/ are two parts), of .tar or .parquet files, or such a file, a .npy,
             .npz, .csv or IDX file.
 

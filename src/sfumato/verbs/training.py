@@ -24,6 +24,7 @@ def train(
     steps: int | None = None,
     size: Size | None = None,
     classes: bool = False,
+    text: bool = False,
     out: str | None = None,
     seed: int = 0,
     batch: int | None = None,
@@ -60,6 +61,7 @@ def train(
         steps: how long in steps, instead of a time.
         size: of the network.
         classes: learn the classes of the data, to sample one of them.
+        text: learn the captions of the data, to sample what a sentence says.
         out: folder of the run; by default runs/ and the name of the data.
         seed: of weights, data order and noise.
         batch: examples a step, over all processes; by default found by timing a few.
@@ -106,6 +108,7 @@ def plan(
     steps: int | None = None,
     size: Size | None = None,
     classes: bool = False,
+    text: bool = False,
     batch: int | None = None,
     accumulate: int = 1,
     resolution: int | None = None,
@@ -130,6 +133,7 @@ def plan(
         steps: as for train.
         size: as for train.
         classes: as for train.
+        text: as for train.
         batch: as for train.
         accumulate: as for train.
         resolution: as for train.

@@ -138,10 +138,10 @@ class Subject:
         return way_back(self.model, PARTICLES if self.points else PICTURES, way)
 
     def given(self, n: int) -> Given:
-        """Return the model for n states: that of the first class, if it has classes."""
+        """Return the model for n states: that of the first class or sentence, if it can be asked."""
         assert self.model is not None
-        labels = torch.zeros(n, dtype=torch.long, device=self.model.device) if self.model.classes else None
-        return Given(self.model.denoiser, labels)
+        cond = self.model.conditions(n * [0])
+        return Given(self.model.denoiser, None if cond is None else cond.to(self.model.device))
 
     @property
     def of(self) -> str:
@@ -152,7 +152,7 @@ class Subject:
         """Return up to n states at t = 0, of one class or spread over all; samples if the data are gone."""
         if self.dataset is None:
             assert self.model is not None
-            return torch.cat(list(self.model.states(min(n, PARTICLES), replace(self.way, label=label))))
+            return torch.cat(list(self.model.states(min(n, PARTICLES), replace(self.way, cond=label))))
         order = torch.randperm(len(self.dataset.items), generator=stream(self.way.seed, PICK))
         if self.dataset.labels is not None:
             labels = self.dataset.labels[order]
