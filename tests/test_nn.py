@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.nn import MLP, UNet
+from sfumato.nn import MLP, Encoder, UNet
 from sfumato.nn.layers import AFTER_SILU, Attention, Waves, channel_norm, started
 
 Make = Callable[..., nn.Module]
@@ -85,6 +85,12 @@ def test_waves_turn_by_an_angle_whose_octaves_double() -> None:
         torch.testing.assert_close(moved[:, 1 + k], math.cos(turn) * cos - math.sin(turn) * sin, **close)
         torch.testing.assert_close(moved[:, 3 + k], math.sin(turn) * cos + math.cos(turn) * sin, **close)
     assert torch.equal(Waves(3, 0)(x), x)
+
+
+def test_waves_are_for_points_alone() -> None:
+    assert Encoder((2,), 1, (8,), 1, octaves=2)(torch.randn(3, 2)).shape == (3, 1)
+    with pytest.raises(ValueError, match="waves are for points"):
+        Encoder((1, 8, 8), 1, (8,), 1, octaves=2)
 
 
 def test_one_level_unet_is_allowed() -> None:

@@ -224,6 +224,19 @@ def test_other_verbs_take_a_run_that_hears_sentences(run, capsys):
     assert np.isfinite(told.parts[0].columns["log_p"]).all()
 
 
+@pytest.mark.parametrize("method", ["matching", "direct", "meanflow"])
+def test_a_student_hears_what_its_teacher_heard(run, model, method, tmp_path):
+    student = sfumato.load(sfumato.distill(run, calls=1, steps=2, method=method, out=str(tmp_path / "student")))
+    assert student.vocabulary == model.vocabulary
+    light, dark = (student.sample(8, cond=student.prompt(text)).float().mean() for text in ("light", "dark"))
+    assert light > dark
+
+
+def test_a_run_that_hears_sentences_corrects_itself(run, model, tmp_path):
+    better = sfumato.load(sfumato.polish(run, n=64, steps=2, out=str(tmp_path / "better")))
+    assert better.vocabulary == model.vocabulary
+
+
 def test_what_hears_no_sentence_says_so(run, pictures, tmp_path, capsys):
     fails(
         capsys, ["train", "digits", "--text", "--out", tmp_path / "a"], "'digits': has no captions", "leave --text out"
