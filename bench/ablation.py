@@ -2,7 +2,7 @@
 
     python bench/ablation.py DATA [seconds each] [seeds] [change ...]      adds to results/ablation.json
 
-DATA is digits, fashion-mnist, or the folder that emoji_pictures.py wrote. Every run does as many steps as fit into the
+DATA is digits, fashion-mnist or emoji. Every run does as many steps as fit into the
 time by step times of one interleaved measurement, which the JSON keeps: a disturbed minute costs nobody, and a
 benchmark that was stopped goes on. Judged by the held-out loss (the same noise levels and noise for all) and by the
 Frechet distance of samples to the held-out part, or the kernel distance where that has fewer pictures than features.

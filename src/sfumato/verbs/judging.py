@@ -23,9 +23,9 @@ def inspect(data: Data) -> Findings:
     """Say what is in some data: count, sizes, channels, range, classes, bad files, duplicates. Changes nothing.
 
     Args:
-        data: a name (digits, fashion-mnist, shapes, moons, ring8, grid25, spirals, checkerboard), a folder of pictures
-            (classes = subfolders; train/ and test/ are two parts), of .tar or .parquet files, or such a file, a .npy,
-            .npz, .csv or IDX file.
+        data: a name (digits, fashion-mnist, shapes, emoji, moons, ring8, grid25, spirals, checkerboard), a folder of
+            pictures (classes = subfolders; train/ and test/ are two parts; captions in .txt files beside them), of .tar
+            or .parquet files, or such a file, a .npy, .npz, .csv or IDX file.
 
     Raises:
         UserError: there is no such data, or as a whole it cannot be read.
