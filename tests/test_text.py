@@ -166,7 +166,7 @@ def model(run):
 
 def test_a_sentence_decides_what_is_drawn(model):
     light, dark = (model.sample(32, cond=model.prompt(text)).float().mean((1, 2, 3)) for text in ("light", "dark"))
-    assert light.min() > dark.max()
+    assert light.mean() > dark.mean() + 80
     more = model.sample(32, cond=model.prompt("light"), guidance=Guidance(1.5, away=model.prompt("dark")))
     assert more.float().mean() > light.mean()
 

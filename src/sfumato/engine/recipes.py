@@ -50,9 +50,11 @@ LEARNING_RATES = {
 OCTAVES = 4
 """Of the waves through which a network of diffusion sees points: of 2,000 steps on grid25 94% of the samples were on a
 mode with them, 43% without."""
-NOISE = {"pictures": (-0.1, 1.2), "points": (-1.0, 1.6)}
-"""Mean and deviation of the log of the noise that networks see in training, against the data's spread: points
-have structure a thirtieth as wide as all of them, at levels that the law of pictures hardly draws."""
+NOISE = {"pictures": (-0.1, 1.2), "sentences": (1.0, 1.2), "points": (-1.0, 1.6)}
+"""Mean and deviation of the log of the noise that networks see in training, against the data's spread. Points have
+structure a thirtieth as wide as all of them, at levels that the law of pictures hardly draws. Where sentences say what
+lies where, that is decided at noise ten times as large as the data: after 600 steps on shapes 91% of the places were
+right, by the law of pictures 12% after 1,290."""
 
 DROP = 0.1
 """Share of the examples whose class a diffusion model does not hear (Ho and Salimans 2207.12598, section 4)."""
@@ -130,7 +132,11 @@ def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices
     precision = choices.take("precision", asked.precision, *_precision(device, points, asked.likelihood))
     few = len(dataset.items) < FEW and not points
     dropout = choices.take("dropout", None, 0.1 if few else 0.0, "few examples" if few else "enough examples")
-    aim = _likelihood(dataset, asked, choices) if asked.likelihood else _samples(asked, points, choices)
+    aim = (
+        _likelihood(dataset, asked, choices)
+        if asked.likelihood
+        else _samples(asked, "points" if points else "sentences" if asked.text else "pictures", choices)
+    )
     model = DiffusionSpec(
         **_network(size, points),
         dropout=dropout,
@@ -328,12 +334,12 @@ def _text(dataset: Dataset, choices: Choices) -> dict[str, Any]:
     return {"vocabulary": len(known.words), "tokens": known.length}
 
 
-def _samples(asked: Asked, points: bool, choices: Choices) -> dict[str, Any]:
+def _samples(asked: Asked, kind: str, choices: Choices) -> dict[str, Any]:
     """Return what training looks at for good samples."""
     weighting = choices.take(
         "weighting", asked.weighting, asked.parameterisation, "plain error of the network's output"
     )
-    mean, std = NOISE["points" if points else "pictures"]
+    mean, std = NOISE[kind]
     return {"weighting": weighting, "law": "lognormal", "noise_mean": mean, "noise_std": std, "dequantise": False}
 
 
