@@ -230,6 +230,9 @@ def test_bits_count_what_the_bound_and_the_volume_of_a_bin_say():
     class Uniform:
         codec, classes, batch, device = digits.codec, (), 128, torch.device("cpu")
 
+        def conditions_of(self, dataset, index):
+            return None
+
         def bound(self, x, cond, rng):
             half = digits.codec.level_width / 2
             assert float(x.min()) >= -1 - half and float(x.max()) <= 1 + half and len(rng) == len(x)

@@ -11,6 +11,7 @@ import sfumato.data
 from sfumato.cli import main
 from sfumato.engine.asked import Asked
 from sfumato.engine.plan import Plan, _length, _words
+from sfumato.engine.recipes import OCTAVES
 from sfumato.errors import UserError
 from sfumato.models.diffusion import DiffusionSpec
 
@@ -25,7 +26,7 @@ def planned():
 def test_a_plan_counts_what_the_network_has():
     """Weights, and two operations for each weight of a linear layer, which an MLP's example meets once."""
     plan = sfumato.plan("moons", steps=3)
-    network = DiffusionSpec("mlp", (128,), 3).build(sfumato.data.load("moons").codec).denoiser.network
+    network = DiffusionSpec("mlp", (128,), 3, octaves=OCTAVES).build(sfumato.data.load("moons").codec).denoiser.network
     assert plan.parameters == sum(p.numel() for p in network.parameters())
     linear = [layer for layer in network.modules() if isinstance(layer, torch.nn.Linear)]
     assert plan.flops == 2 * sum(layer.weight.numel() for layer in linear)

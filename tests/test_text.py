@@ -31,7 +31,7 @@ def test_words_are_small_letters_and_signs():
 
 
 def test_rows_hold_what_is_known_in_its_order():
-    known = Vocabulary.of(["the cat", "the dog and the cat"])
+    known = Vocabulary.of(["the cat", "the dog and the cat"], "pets")
     assert known.words == ("the", "cat", "and", "dog")
     assert known.length == 5
     row = known.row("The DOG bites the cat")
@@ -43,18 +43,18 @@ def test_rows_hold_what_is_known_in_its_order():
 
 
 def test_a_vocabulary_comes_back_from_its_record_and_damage_is_refused():
-    known = Vocabulary.of(CAPTIONS)
+    known = Vocabulary.of(CAPTIONS, "squares")
     record = json.loads(json.dumps(known.to_dict()))
     assert Vocabulary.from_dict(record) == known
     for change in ({"length": MOST_TOKENS + 1}, {"length": "3"}, {"words": []}, {"words": [1]}, {"examples": []}):
         with pytest.raises(ValueError, match="a vocabulary"):
             Vocabulary.from_dict(record | change)
-    with pytest.raises(UserError, match="no word in the captions"):
-        Vocabulary.of(["", " "])
+    with pytest.raises(UserError, match="'blank': there is no word in its captions"):
+        Vocabulary.of(["", " "], "blank")
 
 
 def test_long_sentences_are_cut():
-    known = Vocabulary.of([" ".join(map(str, range(100)))])
+    known = Vocabulary.of([" ".join(map(str, range(100)))], "numbers")
     assert known.length == MOST_TOKENS
     assert known.told(known.row("5 6 7")) == "5 6 7"
 

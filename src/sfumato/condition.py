@@ -81,25 +81,32 @@ class Vocabulary:
     examples: tuple[str, ...]
 
     @staticmethod
-    def of(captions: Sequence[str]) -> Vocabulary:
+    def of(captions: Sequence[str | None], data: str) -> Vocabulary:
         """Return the vocabulary of some captions: the words that are met most, as far as ``MOST_WORDS``.
 
         Args:
-            captions: at least one with a word.
+            captions: of all items, None where one has none.
+            data: whose they are, for errors.
 
         Raises:
-            UserError: there is no word in them.
+            UserError: an item has none, or there is no word in them.
         """
-        told = [words_of(caption) for caption in captions]
+        whole = [caption for caption in captions if caption is not None]
+        if not whole or len(whole) < len(captions):
+            missing = f"{len(captions) - len(whole):,} of its {len(captions):,} items have no caption"
+            raise UserError(
+                f"'{data}': {missing if whole else 'has no captions'}; write a .txt beside each picture, or a "
+                "metadata.jsonl with file_name and text, or leave --text out"
+            )
+        told = [words_of(caption) for caption in whole]
         counts = Counter(word for words in told for word in words)
         if not counts:
-            raise UserError("there is no word in the captions: leave --text out, or write some")
+            raise UserError(f"'{data}': there is no word in its captions; write some, or leave --text out")
         known = sorted(counts, key=lambda word: (-counts[word], word))[:MOST_WORDS]
-        different = list(dict.fromkeys(captions))
+        different = list(dict.fromkeys(whole))
         step = max(1, len(different) // EXAMPLES)
-        return Vocabulary(
-            tuple(known), min(MOST_TOKENS, max(map(len, told))), tuple(different[::step][:EXAMPLES])
-        )  # fmt: skip
+        length = min(MOST_TOKENS, max(map(len, told)))
+        return Vocabulary(tuple(known), length, tuple(different[::step][:EXAMPLES]))
 
     @cached_property
     def _places(self) -> dict[str, int]:

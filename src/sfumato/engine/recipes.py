@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
+from sfumato.condition import Vocabulary
 from sfumato.data import Dataset
 from sfumato.engine.asked import Asked, Choices
 from sfumato.engine.machine import has_bf16
 from sfumato.engine.optimizer import Rule
-from sfumato.engine.run import vocabulary_of
 from sfumato.errors import UserError, choose
 from sfumato.models.base import Spec
 from sfumato.models.diffusion import DiffusionSpec
@@ -329,7 +329,7 @@ def _network(size: str, points: bool) -> dict[str, Any]:
 
 def _text(dataset: Dataset, choices: Choices) -> dict[str, Any]:
     """Return what a network is to hear of the captions."""
-    known = vocabulary_of(dataset)
+    known = Vocabulary.of(dataset.captions, dataset.name)
     choices.take("words", None, len(known.words), f"different ones in the captions, at most {known.length} in one")
     return {"vocabulary": len(known.words), "tokens": known.length}
 

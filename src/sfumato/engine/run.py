@@ -30,7 +30,7 @@ from sfumato.models.base import GenerativeModel
 from sfumato.models.diffusion import Diffusion, DiffusionSpec
 from sfumato.sampler import Tuned
 
-__all__ = ["Run", "is_run", "latest", "restore", "vocabulary_of"]
+__all__ = ["Run", "is_run", "latest", "restore"]
 
 
 @dataclass(frozen=True)
@@ -248,29 +248,12 @@ def restore(model: nn.Module, tensors: dict[str, Any], prefix: str, where: Path)
 def _vocabulary(config: Config, dataset: Dataset) -> dict[str, Any] | None:
     """Return the record of the words that a model hears, which are those of its data."""
     hears = isinstance(config.model, DiffusionSpec) and config.model.vocabulary
-    return vocabulary_of(dataset).to_dict() if hears else None
+    return Vocabulary.of(dataset.captions, dataset.name).to_dict() if hears else None
 
 
 def _vocabulary_of(data: Mapping[str, Any]) -> Vocabulary | None:
     record = data.get("vocabulary")  # runs of before have none
     return None if record is None else Vocabulary.from_dict(record)
-
-
-def vocabulary_of(dataset: Dataset) -> Vocabulary:
-    """Return the words of a dataset.
-
-    Args:
-        dataset: every item with a caption.
-
-    Raises:
-        UserError: it has none, or not for every item.
-    """
-    without = [k for k, caption in enumerate(dataset.captions) if caption is None]
-    if not dataset.captions or without:
-        some = f"{len(without):,} of its {len(dataset.items):,} items have no caption" if without else "has no captions"
-        raise UserError(f"'{dataset.name}': {some}; write a .txt beside each picture, or a metadata.jsonl with "
-                        "file_name and text, or leave --text out")  # fmt: skip
-    return Vocabulary.of([caption for caption in dataset.captions if caption is not None])
 
 
 def _missing(folder: Path) -> NoReturn:
