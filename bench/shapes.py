@@ -4,8 +4,9 @@
 
 Sentences are drawn by another seed than the set; those of unseen pairs of colour and shape are met nowhere in it. Every
 aspect is the share of the sentences that tell it, read back by `sfumato.data.scenes`, which reads all of 2,000 real
-pictures rightly ("reader"). "away": sentences that leave the colour open, with and without that a colour is to be
-avoided (a negative prompt): how often it comes. Rows are kept by the fingerprint of the weights.
+pictures rightly ("reader"). Weights other than the usual one are asked a third of the sentences. "away": sentences that
+leave the colour open, half as many, with and without that a colour is to be avoided (a negative prompt): how often it
+comes. Rows are kept by the fingerprint of the weights.
 """
 
 import sys
@@ -52,11 +53,13 @@ def pixels(items):
 
 
 def answered(some, pictures):
+    """Shares of the sentences whose aspects are as asked."""
     answers = [obeyed(scene, things(each)) for scene, each in zip(some, pictures, strict=True)]
-    return {
+    shares = {
         aspect: round(float(np.mean([told[aspect] for told in answers if aspect in told])), 4)
         for aspect in (*ASPECTS, "all")
     }
+    return {"n": len(some)} | shares
 
 
 def avoided(model, count):
@@ -102,15 +105,16 @@ def main(folder, count):
             for weight in WEIGHTS:
                 if str(weight) in told[kind]:
                     continue
-                items = drawn(model, [scene.caption for scene in some], Guidance(weight))
-                told[kind][str(weight)] = answered(some, pixels(items))
+                mine = some if weight == USUAL else some[: count // 3]
+                items = drawn(model, [scene.caption for scene in mine], Guidance(weight))
+                told[kind][str(weight)] = answered(mine, pixels(items))
                 print(f"{kind}, weight {weight:g}: {told[kind][str(weight)]}", flush=True)
                 write(FILE, told)
                 if kind == "seen" and weight == USUAL:
                     captions = [scene.caption for scene in some[:24]]
                     write_png(RESULTS / "prompts.png", model.codec.picture(items[:24], 8), {"prompts": captions})
         if "away" not in told:
-            told["away"] = avoided(model, count)
+            told["away"] = {"n": count // 2} | avoided(model, count // 2)
             print(f"away: {told['away']}", flush=True)
             write(FILE, told)
     curve(told)
