@@ -43,7 +43,7 @@ def _thing(pixels: NDArray[np.uint8], ink: NDArray[np.float64], here: NDArray[np
     colour = np.median(pixels[inside if inside.sum() > 3 else here], 0)
     name = list(COLOURS)[int(np.square(_VALUES - colour).sum(1).argmin())]
     near = ndimage.binary_dilation(here)
-    full = np.median((255.0 - np.array(COLOURS[name])).max()) / 255
+    full = (255.0 - min(COLOURS[name])) / 255
     share = np.where(near, np.clip(ink / full, 0, 1), 0.0)
     rows, columns = np.flatnonzero(here.any(1)), np.flatnonzero(here.any(0))
     x, y = (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
