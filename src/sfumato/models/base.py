@@ -253,9 +253,10 @@ class GenerativeModel(nn.Module, ABC):
             return torch.tensor([i % len(self.classes) if cond is None else cond for i in indices])
         if self.vocabulary is None:
             return None
+        if cond is not None:
+            return torch.tensor([cond for _ in indices])
         kept = self.vocabulary.examples
-        rows = [self.vocabulary.row(kept[i % len(kept)]) if cond is None else cond for i in indices]
-        return torch.tensor(rows)
+        return self.vocabulary.rows([kept[i % len(kept)] for i in indices])
 
     def conditions_of(self, dataset: Dataset, index: Tensor) -> Tensor | None:
         """Return what examples are, (b,) labels or (b, length) words; None of a model that cannot be asked.
