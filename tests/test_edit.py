@@ -12,7 +12,7 @@ import sfumato
 from commands import fails
 from sfumato.errors import UserError
 from sfumato.grid import times
-from sfumato.models.edit import edited, remaining
+from sfumato.models.edit import FILLS, Own, edited, interpolated, remaining
 from sfumato.schedule import Cosine
 
 USUAL = {"steps": 6, "method": "unipc2", "grid": "logsnr"}
@@ -74,26 +74,67 @@ def test_a_strength_between_two_stops_begins_between_them():
     assert len(between) == 7 and torch.equal(between[1:], stops[5:]) and stops[5] < between[0] < stops[4]
 
 
+# ── The noise of the input ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def far(a, b):
+    """Root mean square difference of items of 17 levels, in [-1, 1]."""
+    return float(((a.float() - b.float()) / 8).square().mean().sqrt())
+
+
+def test_own_noise_leads_to_the_input_again(model, items):
+    """50 calls each way of a sampler of order 2: what is asked for is what was there."""
+    way = model.way(steps=25, method="heun", grid="logsnr", cond=3)
+    assert far(edited(model, items, way, 1.0, own=Own(3)), items) < 0.02  # a few of 512 values a level off
+    assert far(edited(model, items, way, 1.0, own=Own(8)), items) > 0.1  # asked for another class, it differs
+
+
+def test_own_noise_keeps_more_than_fresh_noise(model, items):
+    way = model.way(steps=25, method="heun", grid="logsnr", cond=3)
+    fresh = far(edited(model, items, way, 1.0), items)
+    assert far(edited(model, items, way, 1.0, own=Own()), items) < 0.7 * fresh
+
+
+def test_a_way_between_two_begins_and_ends_at_them(model, items):
+    way = model.way(steps=25, method="heun", grid="logsnr", cond=-1)
+    found = interpolated(model, items[:2], 7, way)
+    assert far(found[:1], items[:1]) < 0.02 and far(found[-1:], items[1:2]) < 0.02
+    parts = [far(a[None], b[None]) for a, b in pairwise(found)]
+    assert max(parts) < 0.8 * far(items[:1], items[1:2])  # nowhere does it jump from one to the other
+    assert far(interpolated(model, items[[0, 0]], 3, way), items[[0, 0, 0]]) < 0.02
+
+
+def test_impossible_ways_are_refused(model, items):
+    with pytest.raises(UserError, match="at least its 2 ends"):
+        interpolated(model, items[:2], 1, model.way(method="heun"))
+    with pytest.raises(UserError, match="a stochastic sampler has no way forth"):
+        interpolated(model, items[:2], 3, model.way(method="ancestral"))
+    with pytest.raises(UserError, match="no noise of its own"):
+        edited(model, items, model.way(), 1.0, torch.zeros(8, 8, dtype=torch.bool), own=Own())
+
+
 # ── Masks ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_what_is_known_is_kept_bit_for_bit_and_the_rest_is_made(model, items, strength):
+def test_what_is_known_is_kept_bit_for_bit_and_the_rest_is_made(model, items, strength, fill):
     mask = torch.ones(8, 8, dtype=torch.bool)
     mask[:, 4:] = False
-    found = edited(model, items, model.way(steps=12, method="ancestral"), strength, mask)
+    found = edited(model, items, model.way(steps=12, method="ancestral"), strength, mask, fill=fill)
     assert torch.equal(found[..., :4], items[..., :4])
     assert not torch.equal(found[..., 4:], items[..., 4:])
     everything = torch.ones(8, 8, dtype=torch.bool)
     assert torch.equal(edited(model, items, model.way(), 1.0, everything), items)
 
 
-def test_what_is_made_fits_what_is_known(model, items):
+@pytest.mark.parametrize("fill", ["mmps", "repaint"])
+def test_what_is_made_fits_what_is_known(model, items, fill):
     """The seam of an inpainted picture is as smooth as that of a real one, and smoother than that of two halves."""
     mask = torch.ones(8, 8, dtype=torch.bool)
     mask[4:] = False
     many = sfumato.load("digits").sample(64, seed=9)
-    found = edited(model, many, model.way(steps=12, method="ancestral"), 1.0, mask)
+    found = edited(model, many, model.way(steps=12, method="ancestral"), 1.0, mask, fill=fill)
 
     def seam(x):
         return float((x[:, :, 3].float() - x[:, :, 4].float()).square().mean())
@@ -105,6 +146,8 @@ def test_what_is_made_fits_what_is_known(model, items):
 def test_impossible_edits_are_refused(model, items):
     with pytest.raises(UserError, match=r"in \[0, 1\]"):
         edited(model, items, model.way(), 1.2)
+    with pytest.raises(UserError, match="unknown way to fill a mask 'magic'"):
+        edited(model, items, model.way(), 0.5, torch.ones(8, 8, dtype=torch.bool), fill="magic")
     with pytest.raises(UserError, match="a mask of 4x4 does not fit pictures of 8x8"):
         edited(model, items, model.way(), 0.5, torch.ones(4, 4, dtype=torch.bool))
 
@@ -130,11 +173,31 @@ def test_black_parts_of_a_mask_keep_the_files_pixels(run, picture, tmp_path):
         assert np.array_equal(np.asarray(Image.open(path))[:, :5], given[:, :5])
 
 
+def test_a_picture_of_its_own_noise_says_what_it_was(run, picture):
+    files = sfumato.edit(run, image=str(picture), noise="own", was="3", class_="8", guidance=2.0)
+    assert len(files) == 2 and "-own-" in files[0].parent.name
+    told = json.loads(Image.open(files[0]).text["sfumato"])
+    assert told["noise"] == "own" and told["was"] == "3" and told["asked for"] == "8" and told["method"] == "heun"
+
+
+def test_pictures_on_the_way_between_two(run, picture, items, tmp_path):
+    other = tmp_path / "two.png"
+    Image.fromarray((items[1, 0].numpy() * 15.9375).round().astype(np.uint8)).save(other)
+    files = sfumato.interpolate(run, image=str(picture), to=str(other), n=3)
+    assert len(files) == 4 and files[0].parent.name.startswith("between-one-two-")
+    assert len(json.loads(Image.open(files[1]).text["sfumato"])["images"]) == 2
+
+
 def test_mistakes_are_one_line(run, picture, tmp_path, capsys):
     ask = ["edit", run, "--image", picture]
     fails(capsys, ["edit", run, "--image", tmp_path / "none.png"], "none.png: No such file")
     fails(capsys, [*ask, "--strength", "2"], "strength is a share of the way back")
     fails(capsys, [*ask, "-n", "0"], "at least one answer")
+    fails(capsys, [*ask, "--noise", "own", "-n", "2"], "own noise leads to one answer")
+    fails(capsys, [*ask, "--noise", "own", "--sampler", "ancestral"], "no way forth")
+    fails(capsys, [*ask, "--was", "3"], "add --noise own")
+    fails(capsys, ["interpolate", run, "--image", picture, "--to", tmp_path / "none.png"], "none.png: No such file")
+    fails(capsys, ["interpolate", run, "--image", picture, "--to", picture, "-n", "1"], "at least its 2 ends")
     fails(capsys, [*ask, "--mask", white(tmp_path / "big.png", np.s_[:3], 16)], "a mask of 16x16 for a picture of 8x8")
     fails(capsys, [*ask, "--class", "fish"], "no class 'fish'")
     fails(capsys, [*ask, "--out", tmp_path], "choose another --out")

@@ -205,6 +205,25 @@ def test_a_reader_of_the_class_turns_the_mixture_into_one_of_its_parts(schedule)
     assert torch.equal(Steered(base, log_p, 0.0)(x, 0.5).x0, base(x, 0.5).x0)
 
 
+def test_a_reader_for_some_rows_of_a_batch_reads_those():
+    class Reader:
+        def __init__(self, aims):
+            self.aims = aims
+
+        def __call__(self, x, now):
+            return -(x - self.aims).square().sum(1)
+
+        def take(self, rows):
+            return Reader(self.aims[rows])
+
+    base, _ = models(Cosine())
+    x, rows = noise(), torch.tensor([3, 0])
+    whole = Steered(base, Reader(torch.linspace(-1, 1, len(x), dtype=torch.float64)[:, None]))
+    torch.testing.assert_close(whole.take(rows)(x[rows], 0.4).x0, whole(x, 0.4).x0[rows])
+    plain = Steered(base, lambda x, now: -x.square().sum(1))
+    torch.testing.assert_close(plain.take(rows)(x[rows], 0.4).x0, plain(x, 0.4).x0[rows])
+
+
 def test_where_there_is_no_signal_a_reader_says_nothing():
     base, _ = models(Flow())
     steered = Steered(base, lambda x, now: x.sum(1) / now.alpha)
@@ -279,7 +298,7 @@ def test_a_run_with_classes_may_be_guided(run, tmp_path):
 def test_a_recipe_says_how_samples_were_guided(run, tmp_path):
     *_, sheet = sfumato.sample(run, n=2, steps=2, guidance=2.0, out=str(tmp_path / "g"))
     told = json.loads(Image.open(sheet).text["sfumato"])
-    assert told["guidance"] == {"weight": 2.0, "interval": [0.0, None], "rescale": 0.0, "away": None}
+    assert told["guidance"] == {"weight": 2.0, "interval": [0.0, None], "rescale": 0.0, "away": None, "also": []}
     *_, sheet = sfumato.sample(run, n=2, steps=2, out=str(tmp_path / "p"))
     assert "guidance" not in json.loads(Image.open(sheet).text["sfumato"])
 
@@ -295,6 +314,9 @@ def test_guided_samples_take_twice_the_calls(run):
 def test_what_cannot_be_guided_says_why(run, tmp_path, capsys):
     fails(capsys, ["sample", str(run), "--rescale", "0.5"], "give a weight with --guidance")
     fails(capsys, ["sample", str(run), "--guidance", "2", "--away", "fish"], "no class 'fish'")
+    fails(capsys, ["sample", str(run), "--guidance", "2", "--class", "3", "--also", "fish:2"], "no class 'fish'")
+    fails(capsys, ["sample", str(run), "--guidance", "2", "--also", "3"], "name that with --prompt or --class")
+    fails(capsys, ["sample", str(run), "--class", "3", "--also", "4"], "give a weight with --guidance")
     fails(capsys, ["sample", str(run), "--guidance", "2", "--interval", "5", "0.2"], "0 <= low < high")
     plain = sfumato.train("digits", steps=1, batch=8, size="tiny", out=str(tmp_path / "plain"))
     fails(capsys, ["sample", str(plain), "--guidance", "2"], "train with --classes")

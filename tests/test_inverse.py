@@ -1,4 +1,4 @@
-"""Inverse problems: on Gaussian data the posterior is known, and MMPS is it; operators are linear."""
+"""Inverse problems: on Gaussian data the posterior is known, and MMPS is it; RePaint nears it; operators are linear."""
 
 import math
 
@@ -14,7 +14,7 @@ from sfumato.guide import Measured
 from sfumato.guide.measured import METHODS, conjugate_gradients
 from sfumato.guide.operators import Blur, Grey, Known, Projections, Smaller
 from sfumato.process import Gaussian
-from sfumato.sampler import generate, sampler
+from sfumato.sampler import RePaint, generate, sampler
 from sfumato.schedule import VE, VP, Cosine, Flow
 
 DIM, NOISE = 6, 0.3
@@ -62,6 +62,20 @@ def test_samples_have_the_mean_and_covariance_of_the_posterior(name):
     mean, covariance = posterior()
     assert (x.mean(0) - mean).abs().max() < 0.05 * mean.abs().max()
     assert torch.linalg.norm(torch.cov(x.T) - covariance) < 0.05 * torch.linalg.norm(covariance)
+
+
+def test_repaint_nears_the_posterior_the_more_often_it_goes_over_a_step():
+    """Of two clusters a known first coordinate makes one likelier; a single pass hardly hears it."""
+    law = Mixture(tensor([0.5, 0.5]), tensor([[-1.0, -1.0], [1.0, 1.0]]), torch.full((2, 2), 0.3, dtype=torch.float64))
+    known, start = tensor([0.15, 0.0]).expand(4_000, 2), torch.randn(4_000, 2, generator=stream(5), dtype=torch.float64)
+    truth, shares = float(torch.sigmoid(tensor(2 * 0.15 / 0.3))), []
+    for repeats in (1, 3, 10, 40):
+        way = RePaint(sampler("ancestral"), known, torch.tensor([True, False]), repeats)
+        x = generate(Exact(law, Gaussian(Cosine())), way, start, "logsnr", 20, stream(6))
+        assert bool((x[:, 0] == 0.15).all())
+        shares.append(float((x[:, 1] > 0).double().mean()))
+    assert shares == sorted(shares) and shares[0] < 0.6
+    assert shares[-1] == pytest.approx(truth, abs=0.04)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -243,6 +243,19 @@ def test_encode_finds_the_noise(path):
         encode(model, Ancestral(), x)
 
 
+@pytest.mark.parametrize("name", ["ddim", "heun", "unipc2"])
+def test_corrections_leave_about_the_square_of_the_error_of_the_way_forth(name):
+    model, method = Exact(mixture(), Gaussian(VP())), sampler(name)
+    data = mixture().sample(64, stream(16))
+
+    def missed(corrections):
+        noise = encode(model, method, data, "logsnr", 40, corrections)
+        return float((generate(model, method, noise, "logsnr", 40) - data).abs().mean())
+
+    first, second, third = map(missed, range(3))
+    assert second < 0.3 * first and third < 0.3 * second
+
+
 def test_start_errors_stay_where_they_are_declared(path):
     """PITFALLS: a 3rd-order formula after an Euler step is a 2nd-order method; one corrected step mends it."""
     schedule = SCHEDULES["edm"]

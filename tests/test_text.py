@@ -12,6 +12,7 @@ from PIL import Image
 import sfumato
 from commands import fails
 from sfumato.condition import MOST_TOKENS, NULL, Vocabulary, dropped, words_of
+from sfumato.dist import stream
 from sfumato.errors import UserError
 from sfumato.guide import Guidance
 from sfumato.nn import UNet
@@ -179,6 +180,25 @@ def test_weight_0_is_the_empty_sentence_and_1_the_sentence_bit_for_bit(model):
         model.sample(8, steps=3, cond=wanted, guidance=Guidance(0.0)), model.sample(8, steps=3, cond=nothing)
     )
     assert not torch.equal(model.sample(8, steps=3, cond=nothing), plain)
+
+
+def test_several_sentences_are_asked_for_by_their_weights(model, run, tmp_path):
+    """The score is that of both, each from no sentence: with equal weights their order does not matter."""
+    light, dark, cond = model.prompt("light"), model.prompt("dark"), model.conditions([0, 1], model.prompt("light"))
+    x = torch.randn(2, *model.codec.dims, generator=stream(0))
+    both = model.asked(cond, Guidance(1.5, also=((dark, 0.5),)))(x, 0.5).x0
+    alone = {
+        text: model.asked(model.conditions([0, 1], model.prompt(text)))(x, 0.5).x0 for text in ("light", "dark", "")
+    }
+    aim = 1.5 * alone["light"] + 0.5 * alone["dark"] - alone[""]
+    torch.testing.assert_close(both, aim, rtol=1e-4, atol=1e-4)
+    swapped = model.sample(4, steps=3, cond=dark, guidance=Guidance(1.5, also=((light, 1.5),)))
+    same = model.sample(4, steps=3, cond=light, guidance=Guidance(1.5, also=((dark, 1.5),)))
+    assert (swapped.int() - same.int()).abs().max() <= 1
+    words = {"prompt": "light", "guidance": 2.0, "also": ("dark:0.5", "dark picture")}
+    *_, sheet = sfumato.sample(run, n=2, steps=2, out=str(tmp_path / "s"), **words)
+    told = json.loads(Image.open(sheet).text["sfumato"])["guidance"]["also"]
+    assert told[0] == ["dark", 0.5] and told[1][1] == 2.0
 
 
 def test_without_a_sentence_the_captions_of_the_data_are_asked_for_in_turn(model):

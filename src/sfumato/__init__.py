@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sfumato.verbs import edit as edit
     from sfumato.verbs import evaluate as evaluate
     from sfumato.verbs import inspect as inspect
+    from sfumato.verbs import interpolate as interpolate
     from sfumato.verbs import likelihood as likelihood
     from sfumato.verbs import load as load
     from sfumato.verbs import plan as plan
@@ -69,6 +70,7 @@ _HOME = {
             "sample",
             "samplers",
             "edit",
+            "interpolate",
             "distill",
             "tune_sampler",
             "evaluate",

@@ -25,8 +25,8 @@ from sfumato.errors import UserError, nearest
 __all__ = ["main"]
 
 VERBS = (
-    "inspect", "plan", "train", "resume", "sample", "edit", "samplers", "polish", "distill", "tune-sampler", "evaluate",
-    "compare", "likelihood", "show", "report",
+    "inspect", "plan", "train", "resume", "sample", "edit", "interpolate", "samplers", "polish", "distill",
+    "tune-sampler", "evaluate", "compare", "likelihood", "show", "report",
 )  # fmt: skip
 
 

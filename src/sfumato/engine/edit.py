@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +15,41 @@ from torch import Tensor
 from sfumato.data.decoding import decode
 from sfumato.data.image import ImageCodec, Pictures
 from sfumato.data.source import Array, Item
-from sfumato.engine.generate import Wish, drawing
+from sfumato.engine.generate import Draws, Wish, drawing
 from sfumato.errors import UserError
 from sfumato.files import need_empty, write_png
-from sfumato.models.diffusion import need_diffusion
-from sfumato.models.edit import edited
+from sfumato.models.diffusion import Diffusion, need_diffusion
+from sfumato.models.edit import Own, edited, interpolated
 
-__all__ = ["edit"]
+__all__ = ["Change", "edit", "interpolate"]
 
 
-def edit(
-    folder: Path, image: Path, mask: Path | None, strength: float, n: int, wish: Wish, out: Path | None, device: str
-) -> list[Path]:
+@dataclass(frozen=True)
+class Change:
+    """What is done to a picture.
+
+    Attributes:
+        mask: file of a picture of the same size, white where it is made anew; None for everywhere.
+        fill: how that is made, a key of ``sfumato.models.edit.FILLS``.
+        strength: share of the way back that is gone again.
+        own: whether from the picture's own noise.
+        was: class or sentence that the picture is, to find that noise; None for nothing in particular.
+    """
+
+    mask: Path | None
+    fill: str
+    strength: float
+    own: bool = False
+    was: str | None = None
+
+
+def edit(folder: Path, image: Path, change: Change, n: int, wish: Wish, out: Path | None, device: str) -> list[Path]:
     """Change a picture; see ``sfumato.verbs.edit``.
 
     Args:
         folder: of the run.
         image: the picture's file.
-        mask: file of a picture of the same size, white where it is made anew; None for everywhere.
-        strength: share of the way back that is gone again.
+        change: what is done.
         n: how many answers.
         wish: how to draw.
         out: folder for the answers.
@@ -39,27 +57,70 @@ def edit(
     """
     if n < 1:
         raise UserError(f"ask for at least one answer, got -n {n}")
-    with drawing(folder, wish, device, None) as draws:
-        model = need_diffusion(draws.model, "editing")
-        codec = model.codec
-        if not isinstance(codec, ImageCodec):
-            raise UserError(f"{folder}: a run of points, and pictures alone can be edited")
+    if change.own and n > 1:
+        raise UserError(f"a picture's own noise leads to one answer, got -n {n}")
+    if change.was is not None and not change.own:
+        raise UserError("--was says what to find a picture's own noise with: add --noise own")
+    with _opened(folder, wish, device) as (draws, model, codec):
         pixels = _pixels(image)
         item = _fitted(image, pixels, codec)
-        kept = None if mask is None else _mask(mask, pixels.shape[:2], codec)
-        place = draws.folder.with_name(f"edit-{image.stem}-{strength:g}-{draws.folder.name}") if out is None else out
+        kept = None if change.mask is None else _mask(change.mask, pixels.shape[:2], codec)
+        own = Own(None if change.was is None else model.request(change.was)) if change.own else None
+        recipe: dict[str, Any] = {"image": _digest(image), "strength": change.strength}
+        recipe |= {} if change.mask is None else {"mask": _digest(change.mask), "fill": change.fill}
+        recipe |= {"noise": "own", "was": change.was} if change.own else {}
         need_empty(out)
-        recipe: dict[str, Any] = draws.recipe | {"image": _digest(image), "strength": strength}
-        recipe |= {} if mask is None else {"mask": _digest(mask)}
-        parts = [
-            edited(model, item.expand(len(some), *item.shape[1:]), draws.way, strength, kept, some)
+        made = [
+            edited(model, item.expand(len(some), *item.shape[1:]), draws.way, change.strength, kept, some, own,
+                   change.fill)
             for some in (range(k, min(k + model.batch, n)) for k in range(0, n, model.batch))
-        ]
-        made = torch.cat(parts)
-        names = [f"{k:06d}" for k in range(n)]
-        files = codec.save(made, place, names, [recipe | {"index": k} for k in range(n)])
-        sheet = codec.picture(torch.cat([item, made]))
-        return [*files, write_png(place / "grid.png", sheet, recipe | {"first": "the picture that was given"})]
+        ]  # fmt: skip
+        place = f"edit-{image.stem}-{change.strength:g}" + "-own" * change.own
+        return _written(draws, codec, place if out is None else out, item, torch.cat(made), recipe)
+
+
+def interpolate(
+    folder: Path, images: tuple[Path, Path], n: int, wish: Wish, out: Path | None, device: str
+) -> list[Path]:
+    """Go from one picture to another; see ``sfumato.verbs.interpolate``.
+
+    Args:
+        folder: of the run.
+        images: the files of both.
+        n: pictures on the way, both ends among them.
+        wish: how to draw.
+        out: folder for them.
+        device: where to compute.
+    """
+    with _opened(folder, wish, device) as (draws, model, codec):
+        ends = torch.cat([_fitted(image, _pixels(image), codec) for image in images])
+        need_empty(out)
+        made = interpolated(model, ends, n, draws.way)
+        place = "-".join(["between", *(image.stem for image in images)])
+        recipe = {"images": [_digest(image) for image in images]}
+        return _written(draws, codec, place if out is None else out, ends[:0], made, recipe)
+
+
+@contextmanager
+def _opened(folder: Path, wish: Wish, device: str) -> Iterator[tuple[Draws, Diffusion, ImageCodec]]:
+    """Open a run of pictures to change some."""
+    with drawing(folder, wish, device, None) as draws:
+        model = need_diffusion(draws.model, "editing")
+        if not isinstance(model.codec, ImageCodec):
+            raise UserError(f"{folder}: a run of points, and pictures alone can be edited")
+        yield draws, model, model.codec
+
+
+def _written(
+    draws: Draws, codec: ImageCodec, place: str | Path, given: Tensor, made: Tensor, more: dict[str, Any]
+) -> list[Path]:
+    """Write answers, and one picture of all after what was given; ``place`` is a folder, or a name for one."""
+    folder = place if isinstance(place, Path) else draws.folder.with_name(f"{place}-{draws.folder.name}")
+    recipe = draws.recipe | more
+    names = [f"{k:06d}" for k in range(len(made))]
+    files = codec.save(made, folder, names, [recipe | {"index": k} for k in range(len(made))])
+    told = recipe | ({"first": "the picture that was given"} if len(given) else {})
+    return [*files, write_png(folder / "grid.png", codec.picture(torch.cat([given, made])), told)]
 
 
 def _fitted(path: Path, pixels: Array, codec: ImageCodec) -> Tensor:

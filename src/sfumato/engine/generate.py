@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ class Wish:
         rescale: see ``sfumato.guide.Guidance``.
         away: name or index of a class, or a sentence, to go away from.
         prompt: a sentence; None for those that the model keeps, in turn.
+        also: classes or sentences that are asked for beside, each with its weight after a colon if it has its own.
     """
 
     seed: int = 0
@@ -58,6 +60,7 @@ class Wish:
     rescale: float = 0.0
     away: str | None = None
     prompt: str | None = None
+    also: tuple[str, ...] = ()
 
     def way(self, model: GenerativeModel) -> Way:
         """Return the way that this is with a model.
@@ -83,14 +86,31 @@ class Wish:
 
     def _guidance(self, model: GenerativeModel) -> Guidance | None:
         if self.guidance is None:
-            if self.interval is not None or self.rescale or self.away is not None:
-                raise UserError("--interval, --rescale and --away say how to guide: give a weight with --guidance")
+            if self.interval is not None or self.rescale or self.away is not None or self.also:
+                raise UserError(
+                    "--interval, --rescale, --away and --also say how to guide: give a weight with --guidance"
+                )
             return None
         interval = (0.0, math.inf) if self.interval is None else self.interval
-        away: Row | None = None
-        if self.away is not None:
-            away = model.label(self.away) if model.vocabulary is None else model.prompt(self.away)
-        return Guidance(self.guidance, interval, self.rescale, away)
+        away = None if self.away is None else model.request(self.away)
+        if self.also and self.wanted is None and self.prompt is None:
+            raise UserError("--also adds to what is asked for: name that with --prompt or --class")
+        also = tuple((model.request(text), weight) for text, weight in self.beside(self.guidance))
+        return Guidance(self.guidance, interval, self.rescale, away, also)
+
+    def beside(self, usual: float) -> list[tuple[str, float]]:
+        """Return what is asked for beside, each with its weight.
+
+        Args:
+            usual: weight of what tells none.
+        """
+        found = [re.fullmatch(r"(.*?)\s*(?::\s*(-?\d+(?:\.\d+)?))?", text, re.DOTALL) for text in self.also]
+        return [(each[1], float(each[2] or usual)) for each in found if each]
+
+    @property
+    def sentences(self) -> str:
+        """All that is said in words."""
+        return " ".join([self.prompt or "", self.away or "", *(text for text, _ in self.beside(0.0))])
 
 
 @dataclass(frozen=True)
@@ -182,7 +202,7 @@ def drawing(folder: Path, wish: Wish, device: str, threads: int | None) -> Itera
         device = f"cuda:{Worker.here().local_rank % torch.cuda.device_count()}"
     model.to(device)
     way = wish.way(model)
-    strange = [] if model.vocabulary is None else model.vocabulary.strange(f"{wish.prompt or ''} {wish.away or ''}")
+    strange = [] if model.vocabulary is None else model.vocabulary.strange(wish.sentences)
     if strange:
         watch("prompt").say(f"  not in the captions of {run.folder.name}, and not heard: {', '.join(strange)}")
     only = "" if way.cond is None else f"-{short(way.cond)}"
@@ -205,7 +225,9 @@ def _told(model: GenerativeModel, way: Way) -> dict[str, Any]:
     if way.guidance is None:
         return told
     ends = [end if math.isfinite(end) else None for end in way.guidance.interval]
-    return told | {"guidance": asdict(way.guidance) | {"interval": ends, "away": words(way.guidance.away)}}
+    also = [[words(cond), weight] for cond, weight in way.guidance.also]
+    named = {"interval": ends, "away": words(way.guidance.away), "also": also}
+    return told | {"guidance": asdict(way.guidance) | named}
 
 
 class Pace:

@@ -49,15 +49,17 @@ class Guidance:
         interval: of the noise sigma/alpha, within which there is guidance; (0, inf) for all.
         rescale: phi of (2), in [0, 1].
         away: what to go away from, a class index or the words of a sentence; None for no condition.
+        also: what is asked for beside, each with its weight: composition.
 
     Raises:
-        UserError: not 0 <= low < high, or a rescale outside [0, 1].
+        UserError: not 0 <= low < high, a rescale outside [0, 1], or a weight that is no number.
     """
 
     weight: float
     interval: tuple[float, float] = (0.0, math.inf)
     rescale: float = 0.0
     away: Row | None = None
+    also: tuple[tuple[Row, float], ...] = ()
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -65,14 +67,16 @@ class Guidance:
             raise UserError(f"an interval of the noise sigma/alpha is 0 <= low < high, got {low:g} and {high:g}")
         if not 0 <= self.rescale <= 1:
             raise UserError(f"rescale must be in [0, 1], got {self.rescale:g}")
-        if not math.isfinite(self.weight):
-            raise UserError(f"a guidance weight must be a number, got {self.weight}")
+        for weight in (self.weight, *(weight for _, weight in self.also)):
+            if not math.isfinite(weight):
+                raise UserError(f"a guidance weight must be a number, got {weight}")
 
     def words(self) -> str:
         """Return it as part of the name of a folder."""
         low, high = self.interval
         parts = [f"w{self.weight:g}"]
         parts += [] if self.away is None else [f"away{short(self.away)}"]
+        parts += [f"and{short(cond)}w{weight:g}" for cond, weight in self.also]
         parts += [] if (low, high) == (0.0, math.inf) else [f"from{low:g}to{high:g}"]
         parts += [f"rescale{self.rescale:g}"] if self.rescale else []
         return "-".join(parts)

@@ -245,6 +245,14 @@ class GenerativeModel(nn.Module, ABC):
             raise UserError(f"no word of '{text}' was in the captions{nearest(word, self.vocabulary.words)}")
         return row
 
+    def request(self, text: str) -> Row:
+        """Return what is asked for in words: a sentence of a model that hears them, and else the name of a class.
+
+        Raises:
+            UserError: as for :meth:`prompt` and :meth:`label`.
+        """
+        return self.label(text) if self.vocabulary is None else self.prompt(text)
+
     def conditions(self, indices: Sequence[int], cond: Row | None = None) -> Tensor | None:
         """Return what samples are asked for by index, (n,) labels or (n, length) words: ``cond``, or every class or
         kept sentence in turn; None of a model that cannot be asked.

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from sfumato.condition import Vocabulary, null
+from sfumato.condition import Row, Vocabulary, null
 from sfumato.data.codec import Codec
 from sfumato.defaults import GRID, SAMPLER, STEPS
 from sfumato.denoise import Denoiser, Given, Model, tells_mean
@@ -287,9 +287,13 @@ class Diffusion(GenerativeModel):
         wanted = Given(self.denoiser, cond)
         if guidance is None or cond is None:
             return wanted
-        away = null(cond) if guidance.away is None else torch.tensor(guidance.away, device=cond.device).expand_as(cond)
-        towards = [(wanted, guidance.weight)]
-        return Guided(Given(self.denoiser, away), towards, guidance.interval, guidance.rescale)
+
+        def given(row: Row) -> Given:
+            return Given(self.denoiser, torch.tensor(row, device=cond.device).expand_as(cond))
+
+        base = Given(self.denoiser, null(cond)) if guidance.away is None else given(guidance.away)
+        towards = [(wanted, guidance.weight), *((given(row), weight) for row, weight in guidance.also)]
+        return Guided(base, towards, guidance.interval, guidance.rescale)
 
     def _tuned(self, way: Way) -> Tuned | None:
         if "tuned" not in (way.method, way.grid):

@@ -5,31 +5,57 @@
 A strength u in [0, 1] is the share of the way back that is gone again: at 1 all of it, which is a fresh sample, bit for
 bit; at 0 nothing, which is the input. Between the stops of a grid it begins between them.
 
-(2)  of a picture of which a mask shows a part, p(x_0 | known part), as guide/measured.py has it: inpainting, and
-     outpainting where the known part lies inside. What is known is kept as it is.
+(2)  x_t = the noise that leads to x_0, by the way back run forwards      (Song et al. 2010.02502, sec. 5.4)
+
+instead of fresh noise returns the input if it is asked for what it was, and keeps more of it if for something else.
+Between two inputs, whose noise is z and z' with an angle w between them,
+
+(3)  z_u = (sin((1-u) w) z + sin(u w) z') / sin w,    0 <= u <= 1        (Song et al. 2010.02502, eq. 67)
+
+(4)  of a picture of which a mask shows a part, p(x_0 | known part): inpainting, and outpainting where the known part
+     lies inside. What is known is kept as it is. As guide/measured.py has it, or RePaint (sampler/climbing.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from sfumato.condition import null
+from sfumato.condition import Row, null
 from sfumato.denoise import need_mean
 from sfumato.dist import stream
-from sfumato.errors import UserError
+from sfumato.errors import UserError, choose
 from sfumato.guide import Measured
+from sfumato.guide.measured import METHODS
 from sfumato.guide.operators import Known
 from sfumato.models.base import Way
 from sfumato.models.diffusion import Diffusion
-from sfumato.sampler import generate, sampler
+from sfumato.sampler import RePaint, encode, generate, sampler
 
-__all__ = ["edited", "remaining"]
+__all__ = ["FILLS", "Own", "edited", "interpolated", "remaining"]
 
 EXACT = 0.02
 """Noise of what a mask shows: less than a level or two of 256, more than a network's own error."""
+CORRECTIONS = 2
+"""Of the noise that is found; see ``sfumato.sampler.encode``."""
+SAME = 1e-4
+"""Angle between two noises, in radians, below which (3) is a straight line."""
+FILLS = METHODS | {"repaint": "every step gone over, with what is known put in"}
+"""How what a mask hides is made."""
+
+
+@dataclass(frozen=True)
+class Own:
+    """The noise that leads to the input, instead of fresh noise; equation (2).
+
+    Attributes:
+        was: what the input is, a class index or the words of a sentence; None for nothing in particular.
+    """
+
+    was: Row | None = None
 
 
 def edited(
@@ -39,8 +65,10 @@ def edited(
     strength: float,
     mask: Tensor | None = None,
     indices: Sequence[int] | None = None,
+    own: Own | None = None,
+    fill: str = "mmps",
 ) -> Tensor:
-    """Return items changed by a model, (n, *raw); equations (1) and (2).
+    """Return items changed by a model, (n, *raw); equations (1), (2) and (4).
 
     Args:
         model: whose estimates are means.
@@ -49,33 +77,78 @@ def edited(
         strength: in [0, 1].
         mask: (H, W), true where an item is kept and false where it is made anew; None for no such place.
         indices: (n,) of the samples, on which their noise depends; by default 0, 1, ...
+        own: for the input's own noise; by default it is fresh.
+        fill: a key of :data:`FILLS`, for what a mask hides.
 
     Raises:
-        UserError: a strength outside [0, 1], a mask of another size, classes of which none is asked for, or a way that
-            this model does not draw in.
+        UserError: a strength outside [0, 1], a mask of another size, own noise under a mask or by a stochastic sampler,
+            classes of which none is asked for, or a way that this model does not draw in.
     """
+    choose("way to fill a mask", fill, FILLS)
     if not 0 <= strength <= 1:
         raise UserError(f"strength is a share of the way back, in [0, 1], got {strength:g}")
     if mask is not None and mask.shape != items.shape[-2:]:
         sizes = ("x".join(map(str, each.shape[-2:])) for each in (mask, items))
         raise UserError("a mask of {} does not fit pictures of {}".format(*sizes))
+    if own is not None and mask is not None:
+        raise UserError("what a mask hides has no noise of its own: leave out the mask, or take fresh noise")
     if not strength or (mask is not None and bool(mask.all())):
         return items
     need_mean(model.denoiser, "editing")
     index = range(len(items)) if indices is None else indices
     rng = [stream(way.seed, i) for i in index]
     asked, x_0 = model.asked(_cond(model, len(items), way), way.guidance), model.codec.encode(items).to(model.device)
+    stops, method = remaining(model.stops_of(way), strength), sampler(way.method)
     if mask is not None:
         seen = Known(mask.to(x_0))
         x_0 = seen(x_0)
-        asked = Measured(asked, x_0, seen, EXACT, sigma_data=model.denoiser.sigma_data)
-    stops = remaining(model.stops_of(way), strength)
-    process = asked.process
-    fresh = strength == 1 and mask is None
-    start = (process.prior(x_0, float(stops[0])) if fresh else process.marginal(x_0, float(stops[0]))).sample(rng)
+        if fill == "repaint":
+            method = RePaint(method, x_0, mask.to(x_0.device))
+        else:
+            asked = Measured(asked, x_0, seen, EXACT, fill, sigma_data=model.denoiser.sigma_data)
     with model.resting():
-        found = model.codec.decode(generate(asked, sampler(way.method), start, stops, rng=rng)).cpu()
+        if own is not None:
+            start = _noise(model, x_0, way, stops, own)
+        else:
+            fresh = asked.process.prior if strength == 1 and mask is None else asked.process.marginal
+            start = fresh(x_0, float(stops[0])).sample(rng)
+        found = model.codec.decode(generate(asked, method, start, stops, rng=rng)).cpu()
     return found if mask is None else torch.where(mask, items, found)
+
+
+def interpolated(model: Diffusion, ends: Tensor, n: int, way: Way) -> Tensor:
+    """Return n items on the way from one to another, (n, *raw), both ends included; equation (3).
+
+    Args:
+        model: whose estimates are means.
+        ends: (2, *raw) as its codec takes them.
+        n: how many, at least 2.
+        way: how to draw, by a deterministic sampler; where nothing is asked for, the null condition.
+
+    Raises:
+        UserError: n < 2, a stochastic sampler, or classes of which none is asked for.
+    """
+    if n < 2:
+        raise UserError(f"a way from one picture to another has at least its 2 ends, got -n {n}")
+    need_mean(model.denoiser, "interpolating")
+    stops, states = model.stops_of(way), model.codec.encode(ends).to(model.device)
+    with model.resting():
+        a, b = _noise(model, states, way, stops, Own(way.cond))
+        w = torch.acos((a * b).sum() / (a.norm() * b.norm()))
+        u = torch.linspace(0, 1, n, device=a.device).view(-1, *[1] * a.ndim)
+        between = ((1 - u) * w).sin() / w.sin() * a + (u * w).sin() / w.sin() * b
+        between = torch.where(w < SAME, torch.lerp(a, b, u), between)
+        parts = [
+            generate(model.asked(_cond(model, len(some), way), way.guidance), sampler(way.method), some, stops)
+            for some in (between[k : k + model.batch] for k in range(0, n, model.batch))
+        ]
+    return model.codec.decode(torch.cat(parts)).cpu()
+
+
+def _noise(model: Diffusion, x_0: Tensor, way: Way, stops: Tensor, own: Own) -> Tensor:
+    """Return the states at the first of some stops that lead to data, without guidance; equation (2)."""
+    known = model.asked(_cond(model, len(x_0), replace(way, cond=own.was)))
+    return encode(known, sampler(way.method), x_0, stops, corrections=CORRECTIONS)
 
 
 def remaining(stops: Tensor, strength: float) -> Tensor:

@@ -9,10 +9,10 @@ from sfumato.sampler.adams import EVERY, IPNDM, Adams, Halved, Midpoint
 from sfumato.sampler.adaptive import Adaptive
 from sfumato.sampler.ancestral import Ancestral
 from sfumato.sampler.base import Sampler, State, encode, generate, trajectory
+from sfumato.sampler.climbing import RePaint, Restart
 from sfumato.sampler.ddim import DDIM
 from sfumato.sampler.flowmap import Consistency, FlowMap
 from sfumato.sampler.langevin import AnnealedLangevin, PredictorCorrector, langevin
-from sfumato.sampler.restart import Restart
 from sfumato.sampler.rungekutta import DPM2, Euler, Heun
 from sfumato.sampler.sde import EulerMaruyama, ReverseDiffusion
 from sfumato.sampler.singlestep import DPMpp2S, DPMpp3S
@@ -38,6 +38,7 @@ __all__ = [
     "Heun",
     "Midpoint",
     "PredictorCorrector",
+    "RePaint",
     "Restart",
     "ReverseDiffusion",
     "Sampler",

@@ -8,6 +8,12 @@ that ``step`` takes and returns, so one sampler serves any number of trajectorie
 The deterministic ones solve the probability-flow ODE, which has a way forth as well (Song et al. 2010.02502, eq. 14):
 
 (2)  encode: the same steps over the same times backwards, from x_0 to the noise that leads to it
+(3)  y <- y + x_0 - decode(encode(y)), from y = x_0, and then encode(y) leads to x_0
+
+Steps backwards do not undo steps forwards but for their error, of which (3) leaves about the square. The first of them
+undoes the last of the way back, to t = 0, which takes the state x at the last stop for its estimate of the data:
+
+(4)  x <- alpha x_0 + sigma eps(alpha x_0), then a few times x <- x + alpha (x_0 - x_0_hat(x))
 """
 
 from __future__ import annotations
@@ -32,6 +38,10 @@ from sfumato.rows import Estimate
 from sfumato.schedule import Instant, Schedule, Time
 
 __all__ = ["Sampler", "State", "encode", "first_order", "generate", "trajectory"]
+
+
+UNDOING = 3
+"""Times that (4) is done."""
 
 
 class Sampler(ABC):
@@ -171,10 +181,11 @@ def encode(
     x: Tensor,
     grid: str | Sequence[float] | Tensor = GRID,
     steps: int = STEPS,
+    corrections: int = 0,
 ) -> Tensor:
-    """Return the noise at the grid's first time from which a deterministic sampler comes to ``x``; equation (2).
+    """Return the noise at the grid's first time from which a deterministic sampler comes to ``x``; (2) and (3).
 
-    Data have no score. If the grid ends at 0, the first step is the first stop's own estimate of the noise in x.
+    Data have no score: if the grid ends at 0, the first step is (4).
 
     Args:
         model: what estimates the data.
@@ -182,17 +193,32 @@ def encode(
         x: (B, ...) data, or states at the grid's last time.
         grid: as for :func:`trajectory`.
         steps: as for :func:`trajectory`.
+        corrections: how often (3) is done, each for a way back and a way forth more.
 
     Raises:
         UserError: a stochastic sampler, and as for :func:`trajectory`.
     """
     if sampler.stochastic:
         raise UserError("a stochastic sampler has no way forth to encode with: use a deterministic one, such as ddim")
-    stops = _stops(grid, steps, model.process.schedule)[::-1]
+    stops = _stops(grid, steps, model.process.schedule)
+    aim, noise = x, _forth(model, sampler, x, stops[::-1])
+    for _ in range(corrections):
+        for state in _way(model, sampler, noise, stops, None):
+            reached = state.x
+        aim = aim + x - reached
+        noise = _forth(model, sampler, aim, stops[::-1])
+    return noise
+
+
+def _forth(model: Model, sampler: Sampler, x: Tensor, stops: Sequence[Instant]) -> Tensor:
+    """Return the state at the last of rising stops; equations (2) and (4)."""
     if stops[0].t == 0:
         stops = stops[1:]
-        x = stops[0].alpha * x
-        x = x + stops[0].sigma * model(x, stops[0]).eps
+        last, x_0 = stops[0], x
+        x = last.alpha * x_0
+        x = x + last.sigma * model(x, last).eps
+        for _ in range(UNDOING):
+            x = x + last.alpha * (x_0 - model(x, last).x0)
     for state in _way(model, sampler, x, stops, None):
         x = state.x
     return x

@@ -5,7 +5,7 @@ functions: ``sfumato --help`` must not wait for PyTorch.
 """
 
 from sfumato.verbs.drawing import load, sample, samplers, show
-from sfumato.verbs.editing import edit
+from sfumato.verbs.editing import edit, interpolate
 from sfumato.verbs.judging import compare, evaluate, inspect, likelihood, report
 from sfumato.verbs.training import distill, plan, polish, resume, train, tune_sampler
 
@@ -15,6 +15,7 @@ __all__ = [
     "edit",
     "evaluate",
     "inspect",
+    "interpolate",
     "likelihood",
     "load",
     "plan",

@@ -28,6 +28,7 @@ def sample(
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
     away: str | None = None,
+    also: tuple[str, ...] = (),
     sampler: str | None = None,
     grid: str | None = None,
     ema: float | None = None,
@@ -56,6 +57,8 @@ def sample(
         interval: of the noise sigma/alpha within which there is guidance, two numbers such as 0.2 5; by default all.
         rescale: in [0, 1], gives strongly guided pictures back the contrast that they have without.
         away: class or sentence to go away from (a negative prompt); by default from nothing in particular.
+        also: more classes or sentences to go towards, each with its weight after a colon, such as "a red ring:1.5"; by
+            default that of guidance.
         sampler: its name; `sfumato samplers` lists them. By default unipc2, a student's own, or what tune-sampler
             learned for so many steps.
         grid: where the steps stop: uniform, logsnr (the default), karras, trailing, or the times themselves, such as
@@ -80,7 +83,7 @@ def sample(
     from sfumato.engine.generate import Wish, drawing, generate
     from sfumato.engine.machine import device_of
 
-    wish = Wish(seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away, prompt)
+    wish = Wish(seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away, prompt, also)
     folder = None if out is None else Path(out)
     with drawing(Path(run), wish, device_of(device)[0], threads) as draws:
         indices = range(first, first + n)

@@ -1,15 +1,19 @@
-"""The verb that changes what there is: edit."""
+"""The verbs that change what there is: edit and interpolate."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from sfumato.verbs.words import Class, Folder
 
-__all__ = ["edit"]
+__all__ = ["edit", "interpolate"]
+
+
+OWN = (25, "heun")
+"""Steps and sampler by which a picture's own noise is found: 50 network calls each way, of order 2."""
 
 
 def edit(
@@ -17,14 +21,18 @@ def edit(
     *,
     image: str,
     mask: str | None = None,
+    fill: Literal["mmps", "pigdm", "dps", "repaint"] = "mmps",
     strength: float | None = None,
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 4,
+    noise: Literal["fresh", "own"] = "fresh",
+    was: str | None = None,
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None,
     class_: Class = None,
     prompt: str | None = None,
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
     away: str | None = None,
+    also: tuple[str, ...] = (),
     steps: int | None = None,
     seed: int = 0,
     sampler: str | None = None,
@@ -35,22 +43,30 @@ def edit(
 ) -> list[Path]:
     """Change a picture: more or less of it, or where a mask is white. What the mask keeps stays as it is.
 
+    Where nothing is asked for, the answers are variations of the picture.
+
     Args:
         run: folder of a trained run of pictures.
         image: the picture, PNG, JPEG, WebP or BMP; it is brought to the size of the run.
         mask: a picture of the same size, white where it shall be made anew; by default everywhere.
+        fill: how what is white is made: mmps, pigdm or dps by what the network implies of it, repaint by going over
+            every step, which takes five times as many.
         strength: in [0, 1], share of the way back that is gone again: 0 returns the picture, 1 makes another; by
-            default 0.6, and with a mask 1.
-        n: how many answers.
+            default 0.6; with a mask, or the picture's own noise, 1.
+        noise: fresh, or the picture's own, found by going its way back in reverse: asked for nothing else it leads to
+            the picture again, and asked for something else it keeps more of it.
+        was: class or sentence that the picture is, to find its own noise; by default nothing in particular.
+        n: how many answers; by default 4, and 1 of the picture's own noise.
         class_: what it shall become, as for sample; by default no class in particular.
         prompt: what it shall become, of a run trained with --text; by default nothing in particular.
         guidance: as for sample.
         interval: as for sample.
         rescale: as for sample.
         away: as for sample.
-        steps: as for sample; with a mask 24.
+        also: as for sample.
+        steps: as for sample; with a mask 24, and for the picture's own noise 25.
         seed: of the noise.
-        sampler: as for sample; with a mask ancestral, which forgets its errors.
+        sampler: as for sample; with a mask ancestral, which forgets its errors, and for the picture's own noise heun.
         grid: as for sample.
         ema: as for sample.
         out: folder for the answers; by default one in the run.
@@ -60,21 +76,81 @@ def edit(
         The answers, and a picture of all after the one that was given.
 
     Raises:
-        UserError: no such run, picture or class; a mask of another size; a strength outside [0, 1]; a student, a model
-            of another family, or a run of points.
+        UserError: no such run, picture or class; a mask of another size; a strength outside [0, 1]; own noise with a
+            mask, a stochastic sampler or several answers; a student, a model of another family, or a run of points.
     """
     from sfumato.defaults import GRID, SAMPLER
-    from sfumato.engine.edit import edit
+    from sfumato.engine.edit import Change, edit
     from sfumato.engine.generate import Wish
     from sfumato.engine.machine import device_of
 
-    if mask is not None and steps is None:
-        steps = 24
-    if sampler is None:
-        sampler = SAMPLER if mask is None else "ancestral"
-    share = (0.6 if mask is None else 1.0) if strength is None else strength
+    own = noise == "own"
+    kind = "mask" if mask is not None else noise
+    usual_steps, usual_sampler = {"mask": (24, "ancestral"), "own": OWN, "fresh": (None, SAMPLER)}[kind]
     wish = Wish(
-        seed, steps, sampler, GRID if grid is None else grid, ema, class_, guidance, interval, rescale, away, prompt
+        seed,
+        usual_steps if steps is None else steps,
+        usual_sampler if sampler is None else sampler,
+        GRID if grid is None else grid,
+        ema,
+        class_,
+        guidance,
+        interval,
+        rescale,
+        away,
+        prompt,
+        also,
     )
     hidden, folder = (None if each is None else Path(each) for each in (mask, out))
-    return edit(Path(run), Path(image), hidden, share, n, wish, folder, device_of(device)[0])
+    share = (0.6 if kind == "fresh" else 1.0) if strength is None else strength
+    answers = (1 if own else 4) if n is None else n
+    change = Change(hidden, fill, share, own, was)
+    return edit(Path(run), Path(image), change, answers, wish, folder, device_of(device)[0])
+
+
+def interpolate(
+    run: Folder,
+    *,
+    image: str,
+    to: str,
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 8,
+    class_: Class = None,
+    prompt: str | None = None,
+    steps: int = OWN[0],
+    sampler: str = OWN[1],
+    grid: str | None = None,
+    ema: float | None = None,
+    out: str | None = None,
+    device: str | None = None,
+) -> list[Path]:
+    """Go from one picture to another over pictures that might be data, by the noise that leads to each.
+
+    Args:
+        run: folder of a trained run of pictures.
+        image: the first picture, PNG, JPEG, WebP or BMP; both are brought to the size of the run.
+        to: the last.
+        n: pictures on the way, both ends among them.
+        class_: what all are, as for sample; by default no class in particular.
+        prompt: what all are, of a run trained with --text; by default nothing in particular.
+        steps: as for sample.
+        sampler: as for sample, a deterministic one.
+        grid: as for sample.
+        ema: as for sample.
+        out: folder for the pictures; by default one in the run.
+        device: cpu, cuda or mps.
+
+    Returns:
+        The pictures, and one of all.
+
+    Raises:
+        UserError: no such run, picture or class; n < 2; a stochastic sampler; a student, a model of another family, or
+            a run of points.
+    """
+    from sfumato.defaults import GRID
+    from sfumato.engine.edit import interpolate
+    from sfumato.engine.generate import Wish
+    from sfumato.engine.machine import device_of
+
+    way = Wish(0, steps, sampler, GRID if grid is None else grid, ema, class_, prompt=prompt)
+    folder = None if out is None else Path(out)
+    return interpolate(Path(run), (Path(image), Path(to)), n, way, folder, device_of(device)[0])
