@@ -32,7 +32,7 @@ from sfumato.models.edit import FILLS, edited
 from sfumato.sampler import encode, generate, sampler
 
 FILE = "editing.json"
-PICTURES, SENTENCES, SHOWN = 64, 200, 8
+PICTURES, SENTENCES, SHOWN = 64, 64, 8
 SEED, GUIDANCE = 4, 2.0  # the set of shapes is drawn by 0 and 1, bench/shapes.py asks 2 and 3
 
 
@@ -72,7 +72,7 @@ def changed(count):
 
 
 def masked(model, fill, pairs, masks):
-    """Pictures with what a mask hides made anew as each sentence asks, one at a time, for every mask is its own."""
+    """Pictures with what a mask hides made anew as each sentence asks."""
     made = []
     for k, ((now, wanted), mask) in enumerate(zip(pairs, masks, strict=True)):
         way = model.way(steps=24, method="ancestral", grid="logsnr", cond=model.prompt(wanted.caption),

@@ -69,6 +69,15 @@ def test_numbers_are_classes_in_their_order(write: Any, tmp_path: Path) -> None:
     assert loaded.classes == ("9", "10") and loaded.labels is not None and loaded.labels.tolist() == [1, 0, 1]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_column_of_captions(write: Any, tmp_path: Path, stream: bool) -> None:
+    path = write(image=pictures(tmp_path, 1, 2, 3), label=[1, 0, 1], caption=[" a red ring ", None, "a square"])
+    loaded = data.load(path, stream=stream)
+    assert loaded.captions == ("a red ring", None, "a square")
+    assert any("'image' and 'label' and 'caption'" in note for note in loaded.notes)
+    assert data.load(write("more/b.parquet", image=pictures(tmp_path, 1), text=[7])).captions == ()
+
+
 def test_no_labels(write: Any, tmp_path: Path) -> None:
     loaded = data.load(write(image=pictures(tmp_path, 1, 2), size=[3, 4]), stream=True)
     assert loaded.labels is None and loaded.classes == () and levels(loaded) == [1, 2]

@@ -53,12 +53,29 @@ def said(loaded: data.Dataset, text: str) -> bool:
 def test_labels(pack: Callable[..., Path]) -> None:
     members = [("a.png", 1), ("a.cls", b"10\n"), ("b.json", b'{"label": 9}'), ("b.png", 2), ("c.json", b'{"label": 0}')]
     members += [("c.cls", b"9"), ("c.png", 3)]
-    members += [("d.png", 4), ("d.cls", b"9"), ("d.json", b'{"label": "z"}'), ("d.txt", b"x")]
+    members += [("d.png", 4), ("d.cls", b"9"), ("d.json", b'{"label": "z"}'), ("d.dat", b"x")]
     path = pack(members)
     loaded = data.load(path, stream=True)
     assert levels(loaded) == [1, 2, 3, 4] and named(loaded) == ["10", "9", "9", "9"]
     assert loaded.classes == ("9", "10")  # sorted as numbers; what .cls overruled is no class
-    assert said(loaded, "ignored: .txt (1)")
+    assert said(loaded, "ignored: .dat (1)")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_captions(pack: Callable[..., Path], stream: bool) -> None:
+    """A .txt is believed before a .json, whichever comes first; what is too long or no text is none."""
+    members = [("a.png", 1), ("a.txt", b" a red circle\n"), ("b.json", b'{"text": "two", "more": 1}'), ("b.png", 2)]
+    members += [
+        ("c.json", b'{"caption": "no"}'),
+        ("c.txt", b"yes"),
+        ("c.png", 3),
+        ("d.png", 4),
+        ("d.txt", b"x" * 20_000),
+    ]
+    members += [("e.png", 5), ("e.txt", b"\xff\xfe")]
+    loaded = data.load(pack(members), stream=stream)
+    assert loaded.captions == ("a red circle", "two", "yes", None, None)
+    assert data.load(pack([("a.png", 1), ("b.png", 2)], "b.tar")).captions == ()
 
 
 @pytest.mark.parametrize("stream", [True, False])

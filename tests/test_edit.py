@@ -124,6 +124,9 @@ def test_what_is_known_is_kept_bit_for_bit_and_the_rest_is_made(model, items, st
     found = edited(model, items, model.way(steps=12, method="ancestral"), strength, mask, fill=fill)
     assert torch.equal(found[..., :4], items[..., :4])
     assert not torch.equal(found[..., 4:], items[..., 4:])
+    each = torch.stack([mask, mask.T, ~mask, *5 * [mask]])[:, None]
+    found = edited(model, items, model.way(steps=12, method="ancestral"), strength, each, fill=fill)
+    assert torch.equal(found[each], items[each]) and not torch.equal(found[1, :, 4:], items[1, :, 4:])
     everything = torch.ones(8, 8, dtype=torch.bool)
     assert torch.equal(edited(model, items, model.way(), 1.0, everything), items)
 

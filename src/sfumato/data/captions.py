@@ -13,13 +13,14 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sfumato.data.source import Fault
 from sfumato.errors import UserError
 
-__all__ = ["captions_of"]
+__all__ = ["COLUMNS", "MOST_BYTES", "captions_of", "said"]
 
 MOST_BYTES = 2**14
 """Of one caption; a longer file is none."""
@@ -63,6 +64,12 @@ def captions_of(root: Path, folders: Sequence[str], names: Sequence[str]) -> tup
     return told, lost
 
 
+def said(row: Mapping[str, Any]) -> str | None:
+    """Return the caption in a row of a table or a record; None if it has none."""
+    text = next((row[column] for column in COLUMNS if row.get(column) is not None), None)
+    return None if text is None else str(text).strip()[:MOST_BYTES]
+
+
 def _read(path: Path) -> str | None:
     with path.open("rb") as file:
         found = file.read(MOST_BYTES + 1)
@@ -75,10 +82,10 @@ def _rows(table: Path) -> Iterator[tuple[str, str]]:
         with table.open(encoding="utf-8", newline="") as file:
             rows = map(json.loads, filter(str.strip, file)) if table.suffix == ".jsonl" else csv.DictReader(file)
             for row in rows:
-                text = next((row[column] for column in COLUMNS if row.get(column) is not None), None)
+                text = said(row)
                 if text is None:
                     raise KeyError("text")
-                yield str(row["file_name"]), str(text).strip()[:MOST_BYTES]
+                yield str(row["file_name"]), text
     except KeyError as error:
         raise UserError(f"{table}: a row has no {error}; give each a file_name and a text") from error
     except (OSError, ValueError, AttributeError, csv.Error) as error:

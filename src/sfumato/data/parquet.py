@@ -1,10 +1,11 @@
-"""Parquet files as Hugging Face's `datasets` writes them: a column of pictures, and perhaps one of labels.
+"""Parquet files as Hugging Face's `datasets` writes them: a column of pictures, perhaps of labels and of captions.
 
 A picture is bytes, or a struct whose "bytes" are the picture (its "path" is never followed). A label is a whole number,
-named by the ClassLabel feature in the file if there is one, or a text.
+named by the ClassLabel feature in the file if there is one, or a text. Captions are texts in a column of that name, or
+of the name text.
 
 Parquet is compressed in groups of rows and cannot be read at random. `datasets` (the extra `stream`) therefore writes
-the two columns once as Arrow into its cache (HF_DATASETS_CACHE says where), which is not compressed. Where each picture
+those columns once as Arrow into its cache (HF_DATASETS_CACHE says where), which is not compressed. Where each picture
 lies in those files is put down, and there it is read; a mapping of them would count as resident memory, and grow.
 """
 
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from sfumato.data.captions import COLUMNS, MOST_BYTES
 from sfumato.data.source import Source, name_of
 from sfumato.data.store import Store, part_of, parts, printable, stored, window
 from sfumato.data.tar import shards
@@ -57,11 +59,11 @@ def _store(path: Path, files: Sequence[Path]) -> tuple[Store, tuple[str, ...], l
         import datasets
     except ImportError as error:
         raise UserError(f"{path}: parquet needs the library datasets; pip install 'sfumato[stream]'") from error
-    column, label = _columns(files, Path(datasets.config.HF_DATASETS_CACHE))
+    column, label, caption = _columns(files, Path(datasets.config.HF_DATASETS_CACHE))
     progress = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
-        wanted = [column, *([label] if label else [])]
+        wanted = [name for name in (column, label, caption) if name]
         rows = datasets.Dataset.from_parquet([escape(str(file.absolute())) for file in files], columns=wanted)
     except Exception as error:  # DatasetGenerationError and what pyarrow, fsspec and the disk raise
         cause = str(error.__cause__ or error).split("\n")[0]
@@ -89,9 +91,14 @@ def _store(path: Path, files: Sequence[Path]) -> tuple[Store, tuple[str, ...], l
         identity="\n".join(file.name for file in files).encode("utf-8", "surrogateescape"),
         codes=codes,
         classes=classes,
+        captions=() if caption is None else tuple(map(_caption, rows.data.column(caption).to_pylist())),
     )
-    columns = f"column '{column}'" if label is None else f"columns '{column}' and '{label}'"
-    return store, order, [f"{columns}, unpacked into {caches[0].parent}"]
+    names = " and ".join(f"'{name}'" for name in wanted)
+    return store, order, [f"column{'s' * (len(wanted) > 1)} {names}, unpacked into {caches[0].parent}"]
+
+
+def _caption(text: str | None) -> str | None:
+    return None if text is None else text.strip()[:MOST_BYTES]
 
 
 _NO_LABELS: tuple[NDArray[np.int32], tuple[str, ...], tuple[str, ...]] = (np.zeros(0, np.int32), (), ())
@@ -116,8 +123,8 @@ def _places(cache: Path, column: str) -> tuple[NDArray[np.int64], NDArray[np.int
     return np.concatenate(starts), np.concatenate(sizes)
 
 
-def _columns(files: Sequence[Path], cache: Path) -> tuple[str, str | None]:
-    """The names of the columns of pictures and of labels, from the footers; they are held against the free disk too."""
+def _columns(files: Sequence[Path], cache: Path) -> tuple[str, str | None, str | None]:
+    """The names of the columns of pictures, labels and captions, from the footers; also held against the free disk."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -138,8 +145,9 @@ def _columns(files: Sequence[Path], cache: Path) -> tuple[str, str | None]:
     classes = [*_LABELS, *_featured(first, "ClassLabel")]
     label = _picked(first, classes, lambda kind: pa.types.is_integer(kind) or _is_text(kind))
     label = label if label in classes else None
+    caption = next((name for name in COLUMNS if name in first.names and _is_text(first.field(name).type)), None)
     for file, schema in zip(files, schemas, strict=True):
-        missing = [name for name in (column, label) if name and name not in schema.names]
+        missing = [name for name in (column, label, caption) if name and name not in schema.names]
         if missing:
             raise UserError(f"{file}: no column '{missing[0]}', which {files[0].name} has; give files that are alike")
     at = next(folder for folder in (cache, *cache.absolute().parents) if folder.exists())
@@ -149,7 +157,7 @@ def _columns(files: Sequence[Path], cache: Path) -> tuple[str, str | None]:
             f"{files[0].parent}: unpacked {needed / 2**30:.3g} GB where {at} has {free / 2**30:.3g} GB free; "
             "set HF_DATASETS_CACHE to a folder with more"
         )
-    return column, label
+    return column, label, caption
 
 
 def _featured(schema: Any, kind: str) -> list[str]:

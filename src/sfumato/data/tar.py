@@ -1,9 +1,10 @@
-"""Tar shards after WebDataset's convention: one .tar file or a folder of them, pictures with their labels beside them.
+"""Tar shards after WebDataset's convention: one .tar file or a folder of them, pictures with what is said of them.
 
-    0001.png 0001.cls 0002.jpg 0002.json ...
+    0001.png 0001.cls 0001.txt 0002.jpg 0002.json ...
 
 Members that follow each other and have the same name up to the first dot of its last part are one sample: a picture
-(png, jpg, webp, bmp) and, if it has one, its class: the text of `key.cls`, or "label" in `key.json`. Shards are never
+(png, jpg, webp, bmp) and, if it has one, its class: the text of `key.cls`, or "label" in `key.json`; and its caption:
+the text of `key.txt`, or "text" or "caption" in `key.json`. Shards are never
 unpacked: their headers are read once, and then each picture where it lies. They are untrusted: links, devices, sparse
 files and names that point outside are ignored, and sizes are held against a limit and against the shard's own.
 """
@@ -23,6 +24,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from sfumato.data.captions import MOST_BYTES, said
 from sfumato.data.decoding import SUFFIXES
 from sfumato.data.source import Fault, Source, name_of
 from sfumato.data.store import Names, Store, part_of, parts, printable, stored, window
@@ -32,9 +34,9 @@ __all__ = ["open_path", "shards"]
 
 MAX_MEMBER = 2**29
 """A picture with more bytes is ignored."""
-MAX_NOTE = 2**16  # bytes of a .cls or .json member
+MAX_NOTE = 2**16  # bytes of a .cls, .txt or .json member
 MAX_NAME = 2**13  # bytes of a name in a header, and of what tar says beside it
-_LABELS = ("cls", "json")  # the first is believed
+_NOTES = ("cls", "txt", "json")  # an earlier one is believed
 
 
 def open_path(path: Path) -> Source | None:
@@ -75,6 +77,7 @@ class _Index:
     start: array[int] = field(default_factory=lambda: array("q"))
     size: array[int] = field(default_factory=lambda: array("q"))
     code: array[int] = field(default_factory=lambda: array("i"))
+    captions: list[str | None] = field(default_factory=list)
     classes: dict[str, int] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
@@ -96,19 +99,15 @@ def _index(path: Path, root: Path, files: list[str]) -> tuple[Store, list[str]]:
         identity="\n".join(files).encode("utf-8", "surrogateescape") + names.text,
         codes=np.array(index.code if index.classes else (), np.int32),
         classes=tuple(index.classes),
+        captions=tuple(index.captions) if any(text is not None for text in index.captions) else (),
         faults=tuple(index.faults),
     )
     return store, [f"tar members ignored: {what} ({n:,})" for what, n in index.ignored.most_common()]
 
 
 def _pictures(root: Path, file: str, number: int, index: _Index) -> Iterator[bytes]:
-    """Yield the name of each picture of a shard, and put down in `index` where it lies and what its class is."""
-    key, label, row = (
-        None,
-        len(_LABELS),
-        -1,
-    )  # of the present sample: its name, whose word its class is, its row if seen
-    code = -1
+    """Yield the name of each picture of a shard, and put down in `index` where it lies and what is said of it."""
+    sample = _Sample(("", ""))
     with (root / file).open("rb") as stream:
         end = os.fstat(stream.fileno()).st_size
         for member in _members(root / file, file, stream, end, index):
@@ -117,27 +116,48 @@ def _pictures(root: Path, file: str, number: int, index: _Index) -> Iterator[byt
                 continue
             folder, _, base = member.name.rpartition("/")
             stem, _, kind = base.partition(".")
-            if key != (folder, stem):
-                key, label, row, code = (folder, stem), len(_LABELS), -1, -1
+            if sample.key != (folder, stem):
+                sample = _Sample((folder, stem))
             kind = kind.lower()
             if f".{kind.rpartition('.')[2]}" in SUFFIXES:
-                if row >= 0:
+                if sample.row >= 0:
                     index.ignored["further pictures of one sample (a name counts up to its first dot)"] += 1
                     continue
-                row = len(index.size)
+                sample.row = len(index.size)
                 index.shard.append(number)
                 index.start.append(member.offset_data)
                 index.size.append(member.size)
-                index.code.append(code)
+                index.code.append(-1)
+                index.captions.append(None)
+                sample.tell(index)
                 yield os.fsencode(member.name)
-            elif kind in _LABELS:
-                if _LABELS.index(kind) >= label or (said := _label(stream, member)) is None:
-                    continue
-                label, code = _LABELS.index(kind), index.classes.setdefault(said, len(index.classes))
-                if row >= 0:
-                    index.code[row] = code
+            elif kind in _NOTES:
+                sample.hear(kind, _note(stream, member))
+                sample.tell(index)
             else:
                 index.ignored[f".{printable(kind)}"[:20]] += 1
+
+
+@dataclass
+class _Sample:
+    """Members that come one after another: the name, the row once the picture is seen, and what is said of it."""
+
+    key: tuple[str, str]
+    row: int = -1
+    words: dict[str, tuple[int, str]] = field(default_factory=dict)
+
+    def hear(self, kind: str, text: str | None) -> None:
+        """Take what a member says, if none said it that is believed more."""
+        for what, found in () if text is None else _said(kind, text):
+            self.words[what] = min(self.words.get(what, (len(_NOTES), "")), (_NOTES.index(kind), found))
+
+    def tell(self, index: _Index) -> None:
+        """Put down what is said, if the picture is seen."""
+        if self.row >= 0 and "class" in self.words:
+            name = printable(self.words["class"][1])[:200]
+            index.code[self.row] = index.classes.setdefault(name, len(index.classes))
+        if self.row >= 0 and "caption" in self.words:
+            index.captions[self.row] = self.words["caption"][1]
 
 
 def _members(path: Path, file: str, stream: BinaryIO, end: int, index: _Index) -> Iterator[tarfile.TarInfo]:
@@ -175,19 +195,34 @@ def _unwanted(member: tarfile.TarInfo, end: int) -> str | None:
     return None if 0 <= member.size <= end - member.offset_data else "cut off"
 
 
-def _label(stream: BinaryIO, member: tarfile.TarInfo) -> str | None:
-    """The class that a .cls or .json member names; None if it names none."""
+def _note(stream: BinaryIO, member: tarfile.TarInfo) -> str | None:
+    """The text of a member, None if it is none."""
     if member.size > MAX_NOTE:
         return None
     try:
-        text = os.pread(stream.fileno(), member.size, member.offset_data).decode().strip()
-        said: Any = text
-        if member.name.lower().endswith(".json"):
-            record = json.loads(text)
-            said = record.get("label") if isinstance(record, dict) else None
-    except (ValueError, RecursionError):
+        return os.pread(stream.fileno(), member.size, member.offset_data).decode().strip()
+    except ValueError:
         return None
-    return printable(str(said))[:200] if said != "" and isinstance(said, (str, int)) else None
+
+
+def _said(kind: str, text: str) -> Iterator[tuple[str, str]]:
+    """Yield the class and the caption that a member names, each if it does."""
+    if kind == "cls" and text:
+        yield "class", text
+    if kind == "txt" and len(text.encode()) <= MOST_BYTES:
+        yield "caption", text
+    if kind == "json":
+        try:
+            record: Any = json.loads(text)
+        except (ValueError, RecursionError):
+            return
+        if not isinstance(record, dict):
+            return
+        label, caption = record.get("label"), said(record)
+        if label != "" and isinstance(label, (str, int)):
+            yield "class", str(label)
+        if caption is not None:
+            yield "caption", caption
 
 
 class _Headers(io.FileIO):

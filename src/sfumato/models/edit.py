@@ -75,7 +75,8 @@ def edited(
         items: (n, *raw) as its codec takes them.
         way: how to draw; where nothing is asked for, the null condition, if the model knows it.
         strength: in [0, 1].
-        mask: (H, W), true where an item is kept and false where it is made anew; None for no such place.
+        mask: (H, W), or (n, 1, H, W) with one for each, true where an item is kept and false where it is made anew;
+            None for no such place.
         indices: (n,) of the samples, on which their noise depends; by default 0, 1, ...
         own: for the input's own noise; by default it is fresh.
         fill: a key of :data:`FILLS`, for what a mask hides.
@@ -87,7 +88,7 @@ def edited(
     choose("way to fill a mask", fill, FILLS)
     if not 0 <= strength <= 1:
         raise UserError(f"strength is a share of the way back, in [0, 1], got {strength:g}")
-    if mask is not None and mask.shape != items.shape[-2:]:
+    if mask is not None and mask.shape[-2:] != items.shape[-2:]:
         sizes = ("x".join(map(str, each.shape[-2:])) for each in (mask, items))
         raise UserError("a mask of {} does not fit pictures of {}".format(*sizes))
     if own is not None and mask is not None:
