@@ -15,6 +15,7 @@ from oracles import SCHEDULES, Exact, Mixture, gaussian, tensor
 from sfumato.condition import NULL, dropped
 from sfumato.denoise import Denoiser, Given, cost, take
 from sfumato.dist import stream
+from sfumato.engine.run import Run
 from sfumato.errors import UserError
 from sfumato.guide import Guidance, Guided, Steered, Thresholded
 from sfumato.nn import MLP
@@ -230,6 +231,33 @@ def test_where_there_is_no_signal_a_reader_says_nothing():
     assert torch.equal(steered(noise(), 1.0).x0, base(noise(), 1.0).x0)
 
 
+# ── Away from what a model was ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_is_guided_away_from_what_it_was(tmp_path, capsys):
+    run = sfumato.train("digits", steps=80, batch=16, size="tiny", out=str(tmp_path / "run"))
+    opened = Run.open(run)
+    model, _ = opened.load(device="cpu")
+    early = model.worse[0.3] = opened.worse(0.3, "cpu")
+    assert early.fingerprint() != model.fingerprint() and "worse" not in "".join(model.state_dict())
+    assert torch.equal(model.sample(4, steps=3, guidance=Guidance(1.0, worse=0.3)), model.sample(4, steps=3))
+    assert torch.equal(model.sample(4, steps=3, guidance=Guidance(0.0, worse=0.3)), early.sample(4, steps=3))
+    x = noise().new_ones(2, *model.codec.dims).float()
+    found = model.asked(None, Guidance(1.5, worse=0.3))(x, 0.5).x0
+    torch.testing.assert_close(found, 1.5 * model.denoiser(x, 0.5).x0 - 0.5 * early.denoiser(x, 0.5).x0)
+    files = sfumato.sample(run, n=2, steps=2, guidance=1.5, worse=0.3)
+    assert "w1.5-worse0.3" in files[0].parent.name
+    ask = ["sample", str(run), "-n", "2", "--guidance", "1.5"]
+    fails(capsys, [*ask, "--worse", "1.5"], "--worse is a share of the run")
+    fails(capsys, ["sample", str(run), "--worse", "0.3"], "give a weight with --guidance")
+    fails(capsys, [*ask, "--worse", "0.3", "--interval", "5", "2"], "0 <= low < high")
+    fails(capsys, ["sample", "digits", "--guidance", "2", "--worse", "0.3"], "no averages were kept")
+    with pytest.raises(UserError, match="either --away or --worse"):
+        Guidance(1.5, away=3, worse=0.3)
+    with pytest.raises(UserError, match="nothing is known of this model after"):
+        model.sample(1, steps=2, guidance=Guidance(1.5, worse=0.6))
+
+
 # ── The null condition ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -298,7 +326,14 @@ def test_a_run_with_classes_may_be_guided(run, tmp_path):
 def test_a_recipe_says_how_samples_were_guided(run, tmp_path):
     *_, sheet = sfumato.sample(run, n=2, steps=2, guidance=2.0, out=str(tmp_path / "g"))
     told = json.loads(Image.open(sheet).text["sfumato"])
-    assert told["guidance"] == {"weight": 2.0, "interval": [0.0, None], "rescale": 0.0, "away": None, "also": []}
+    assert told["guidance"] == {
+        "weight": 2.0,
+        "interval": [0.0, None],
+        "rescale": 0.0,
+        "away": None,
+        "also": [],
+        "worse": 0.0,
+    }
     *_, sheet = sfumato.sample(run, n=2, steps=2, out=str(tmp_path / "p"))
     assert "guidance" not in json.loads(Image.open(sheet).text["sfumato"])
 

@@ -56,7 +56,7 @@ def dropped(cond: Tensor | None, share: float, rng: torch.Generator | None = Non
     return torch.where(gone.view(-1, *[1] * (cond.ndim - 1)), null(cond), cond)
 
 
-def short(cond: Row) -> str:
+def short(cond: Row | str) -> str:
     """Return what is asked for as part of the name of a file: a label, or some digits that stand for a sentence."""
     return str(cond) if isinstance(cond, int) else hashlib.sha256(repr(cond).encode()).hexdigest()[:8]
 

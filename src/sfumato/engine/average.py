@@ -30,7 +30,7 @@ from sfumato.engine.checkpoint import read_weights, write_weights
 from sfumato.engine.distributed import local, whole
 from sfumato.errors import UserError
 
-__all__ = ["KEPT", "Averages", "PowerAverage", "combination", "on_the_way", "power", "reconstructed"]
+__all__ = ["KEPT", "Averages", "PowerAverage", "combination", "early", "on_the_way", "power", "reconstructed"]
 
 KEPT = 8
 """How often averages are kept in a run, evenly spaced."""
@@ -146,6 +146,25 @@ def on_the_way(folder: Path) -> Iterator[tuple[int, dict[str, Tensor]]]:
     files = _kept(folder)
     for step, path in files:
         yield files[-1][0] - step, _part(read_weights(path, str(step)), "long")
+
+
+def early(folder: Path, share: float) -> dict[str, Tensor]:
+    """Return the parameters of the run's own average as it was after a share of the run, or nearly then.
+
+    Args:
+        folder: of the averages that were kept.
+        share: of the run, in (0, 1).
+
+    Raises:
+        UserError: an impossible share, or files that are missing or damaged.
+    """
+    if not 0 < share < 1:
+        raise UserError(f"--worse is a share of the run, in (0, 1), got {share:g}")
+    files = _kept(folder)
+    if not files:
+        raise UserError(f"{folder}: no averages were kept of this run: leave --worse out")
+    step, path = min(files, key=lambda file: abs(file[0] - share * files[-1][0]))
+    return _part(read_weights(path, str(step)), "long")
 
 
 def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sfumato.condition import short
 from sfumato.data.decoding import decode
 from sfumato.data.image import ImageCodec, Pictures
 from sfumato.data.source import Array, Item
@@ -41,6 +42,14 @@ class Change:
     strength: float
     own: bool = False
     was: str | None = None
+
+    @property
+    def slug(self) -> str:
+        """Part of the name of a folder."""
+        parts = [f"{self.strength:g}"]
+        parts += [] if self.mask is None else [self.fill, self.mask.stem, _digest(self.mask)[:8]]
+        parts += ["own"] * self.own + ([] if self.was is None else [short(self.was)])
+        return "-".join(parts)
 
 
 def edit(folder: Path, image: Path, change: Change, n: int, wish: Wish, out: Path | None, device: str) -> list[Path]:
@@ -75,7 +84,7 @@ def edit(folder: Path, image: Path, change: Change, n: int, wish: Wish, out: Pat
                    change.fill)
             for some in (range(k, min(k + model.batch, n)) for k in range(0, n, model.batch))
         ]  # fmt: skip
-        place = f"edit-{image.stem}-{change.strength:g}" + "-own" * change.own
+        place = f"edit-{image.stem}-{change.slug}"
         return _written(draws, codec, place if out is None else out, item, torch.cat(made), recipe)
 
 

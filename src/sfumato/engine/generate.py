@@ -26,6 +26,7 @@ from sfumato.errors import UserError
 from sfumato.files import need_empty, write_png
 from sfumato.guide import Guidance
 from sfumato.models.base import GenerativeModel, Way
+from sfumato.models.diffusion import Diffusion
 
 __all__ = ["Draws", "Pace", "Wish", "drawing", "generate"]
 
@@ -47,6 +48,7 @@ class Wish:
         away: name or index of a class, or a sentence, to go away from.
         prompt: a sentence; None for those that the model keeps, in turn.
         also: classes or sentences that are asked for beside, each with its weight after a colon if it has its own.
+        worse: share of the run after which the model was what to go away from; None for no such.
     """
 
     seed: int = 0
@@ -61,6 +63,7 @@ class Wish:
     away: str | None = None
     prompt: str | None = None
     also: tuple[str, ...] = ()
+    worse: float | None = None
 
     def way(self, model: GenerativeModel) -> Way:
         """Return the way that this is with a model.
@@ -86,9 +89,10 @@ class Wish:
 
     def _guidance(self, model: GenerativeModel) -> Guidance | None:
         if self.guidance is None:
-            if self.interval is not None or self.rescale or self.away is not None or self.also:
+            said = [self.interval, self.away, self.worse, self.rescale or None, self.also or None]
+            if any(each is not None for each in said):
                 raise UserError(
-                    "--interval, --rescale, --away and --also say how to guide: give a weight with --guidance"
+                    "--interval, --rescale, --away, --also and --worse say how to guide: give a weight with --guidance"
                 )
             return None
         interval = (0.0, math.inf) if self.interval is None else self.interval
@@ -96,7 +100,7 @@ class Wish:
         if self.also and self.wanted is None and self.prompt is None:
             raise UserError("--also adds to what is asked for: name that with --prompt or --class")
         also = tuple((model.request(text), weight) for text, weight in self.beside(self.guidance))
-        return Guidance(self.guidance, interval, self.rescale, away, also)
+        return Guidance(self.guidance, interval, self.rescale, away, also, self.worse or 0.0)
 
     def beside(self, usual: float) -> list[tuple[str, float]]:
         """Return what is asked for beside, each with its weight.
@@ -201,6 +205,8 @@ def drawing(folder: Path, wish: Wish, device: str, threads: int | None) -> Itera
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{Worker.here().local_rank % torch.cuda.device_count()}"
     model.to(device)
+    if wish.worse is not None and isinstance(model, Diffusion):
+        model.worse = {wish.worse: run.worse(wish.worse, device).to(device)}
     way = wish.way(model)
     strange = [] if model.vocabulary is None else model.vocabulary.strange(wish.sentences)
     if strange:

@@ -50,9 +50,11 @@ class Guidance:
         rescale: phi of (2), in [0, 1].
         away: what to go away from, a class index or the words of a sentence; None for no condition.
         also: what is asked for beside, each with its weight: composition.
+        worse: share of the run after which the model was what to go away from, asked for the same: autoguidance; 0 for
+            no such.
 
     Raises:
-        UserError: not 0 <= low < high, a rescale outside [0, 1], or a weight that is no number.
+        UserError: not 0 <= low < high, a rescale outside [0, 1], a weight that is no number, or both away and worse.
     """
 
     weight: float
@@ -60,6 +62,7 @@ class Guidance:
     rescale: float = 0.0
     away: Row | None = None
     also: tuple[tuple[Row, float], ...] = ()
+    worse: float = 0.0
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -67,6 +70,8 @@ class Guidance:
             raise UserError(f"an interval of the noise sigma/alpha is 0 <= low < high, got {low:g} and {high:g}")
         if not 0 <= self.rescale <= 1:
             raise UserError(f"rescale must be in [0, 1], got {self.rescale:g}")
+        if self.away is not None and self.worse:
+            raise UserError("guidance goes away from one thing: give either --away or --worse")
         for weight in (self.weight, *(weight for _, weight in self.also)):
             if not math.isfinite(weight):
                 raise UserError(f"a guidance weight must be a number, got {weight}")
@@ -76,6 +81,7 @@ class Guidance:
         low, high = self.interval
         parts = [f"w{self.weight:g}"]
         parts += [] if self.away is None else [f"away{short(self.away)}"]
+        parts += [f"worse{self.worse:g}"] if self.worse else []
         parts += [f"and{short(cond)}w{weight:g}" for cond, weight in self.also]
         parts += [] if (low, high) == (0.0, math.inf) else [f"from{low:g}to{high:g}"]
         parts += [f"rescale{self.rescale:g}"] if self.rescale else []

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from sfumato.condition import Row, Vocabulary, null
+from sfumato.condition import NULL, Row, Vocabulary
 from sfumato.data.codec import Codec
 from sfumato.defaults import GRID, SAMPLER, STEPS
 from sfumato.denoise import Denoiser, Given, Model, tells_mean
@@ -142,6 +142,10 @@ class Diffusion(GenerativeModel):
         sampler: that draws from it unless another is asked for.
         stops: times of its usual way back, which fall to 0; () for the usual grid and number of steps.
         vocabulary: words that it hears; None if it hears none.
+
+    Attributes:
+        tuned: ways back that were learned for it, by their number of steps.
+        worse: what it was after shares of its run, for guidance away from that.
     """
 
     family: ClassVar[str] = "diffusion"
@@ -160,6 +164,7 @@ class Diffusion(GenerativeModel):
         self.sampler = sampler
         self.stops = stops
         self.tuned: dict[int, Tuned] = {}
+        self.worse: dict[float, Diffusion] = {}
 
     # ── Learning ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -233,11 +238,14 @@ class Diffusion(GenerativeModel):
 
     def _refuse(self, guidance: Guidance) -> None:
         """Raise a UserError if this model cannot be guided so."""
-        if not self.classes and self.vocabulary is None:
+        if guidance.worse:
+            if guidance.worse not in self.worse:
+                raise UserError(f"nothing is known of this model after {guidance.worse:g} of its run")
+        elif not self.classes and self.vocabulary is None:
             raise UserError("there is nothing to guide to: train with --classes or --text to ask for something")
         if self.denoiser.gives != "mean":
             raise UserError("a student goes its teacher's way alone and cannot be guided: guide its teacher")
-        if guidance.away is None and not self.knows_null:
+        if guidance.away is None and not guidance.worse and not self.knows_null:
             raise UserError("this run was trained without dropping its classes, so it has no answer to no class: "
                             "train it again, or name a class to go away from (--away)")  # fmt: skip
 
@@ -285,15 +293,17 @@ class Diffusion(GenerativeModel):
             guidance: towards them.
         """
         wanted = Given(self.denoiser, cond)
-        if guidance is None or cond is None:
+        if guidance is None or (cond is None and not guidance.worse):
             return wanted
+        towards = [(wanted, guidance.weight)]
+        towards += [(Given(self.denoiser, _alike(row, cond)), weight) for row, weight in guidance.also]
+        return Guided(self._base(cond, guidance), towards, guidance.interval, guidance.rescale)
 
-        def given(row: Row) -> Given:
-            return Given(self.denoiser, torch.tensor(row, device=cond.device).expand_as(cond))
-
-        base = Given(self.denoiser, null(cond)) if guidance.away is None else given(guidance.away)
-        towards = [(wanted, guidance.weight), *((given(row), weight) for row, weight in guidance.also)]
-        return Guided(base, towards, guidance.interval, guidance.rescale)
+    def _base(self, cond: Tensor | None, guidance: Guidance) -> Given:
+        """Return what guidance goes away from."""
+        if guidance.worse:
+            return Given(self.worse[guidance.worse].denoiser, cond)
+        return Given(self.denoiser, _alike(NULL if guidance.away is None else guidance.away, cond))
 
     def _tuned(self, way: Way) -> Tuned | None:
         if "tuned" not in (way.method, way.grid):
@@ -303,6 +313,11 @@ class Diffusion(GenerativeModel):
             known = f"for {', '.join(map(str, sorted(self.tuned)))} steps" if self.tuned else "for no number of steps"
             raise UserError(f"this model's way back was tuned {known}, not for {steps}: sfumato tune-sampler does it")
         return self.tuned[steps]
+
+
+def _alike(row: Row, cond: Tensor | None) -> Tensor | None:
+    """Return conditions that ask for one thing, as many as there are."""
+    return None if cond is None else torch.tensor(row, device=cond.device).expand_as(cond)
 
 
 @overload

@@ -29,6 +29,7 @@ def sample(
     rescale: float = 0.0,
     away: str | None = None,
     also: tuple[str, ...] = (),
+    worse: float | None = None,
     sampler: str | None = None,
     grid: str | None = None,
     ema: float | None = None,
@@ -59,6 +60,8 @@ def sample(
         away: class or sentence to go away from (a negative prompt); by default from nothing in particular.
         also: more classes or sentences to go towards, each with its weight after a colon, such as "a red ring:1.5"; by
             default that of guidance.
+        worse: share of the run, such as 0.2: what the model was then is gone away from, so that samples get better
+            where training made them better (autoguidance); by default not.
         sampler: its name; `sfumato samplers` lists them. By default unipc2, a student's own, or what tune-sampler
             learned for so many steps.
         grid: where the steps stop: uniform, logsnr (the default), karras, trailing, or the times themselves, such as
@@ -83,7 +86,7 @@ def sample(
     from sfumato.engine.generate import Wish, drawing, generate
     from sfumato.engine.machine import device_of
 
-    wish = Wish(seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away, prompt, also)
+    wish = Wish(seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away, prompt, also, worse)
     folder = None if out is None else Path(out)
     with drawing(Path(run), wish, device_of(device)[0], threads) as draws:
         indices = range(first, first + n)

@@ -33,6 +33,7 @@ def edit(
     rescale: float = 0.0,
     away: str | None = None,
     also: tuple[str, ...] = (),
+    worse: float | None = None,
     steps: int | None = None,
     seed: int = 0,
     sampler: str | None = None,
@@ -64,6 +65,7 @@ def edit(
         rescale: as for sample.
         away: as for sample.
         also: as for sample.
+        worse: as for sample.
         steps: as for sample; with a mask 24, and for the picture's own noise 25.
         seed: of the noise.
         sampler: as for sample; with a mask ancestral, which forgets its errors, and for the picture's own noise heun.
@@ -100,6 +102,7 @@ def edit(
         away,
         prompt,
         also,
+        worse,
     )
     hidden, folder = (None if each is None else Path(each) for each in (mask, out))
     share = (0.6 if kind == "fresh" else 1.0) if strength is None else strength

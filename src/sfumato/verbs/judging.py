@@ -47,6 +47,7 @@ def evaluate(
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
     away: str | None = None,
+    worse: float | None = None,
     sampler: str | None = None,
     grid: str | None = None,
     ema: float | None = None,
@@ -69,6 +70,7 @@ def evaluate(
         interval: as for sample.
         rescale: as for sample.
         away: as for sample.
+        worse: as for sample.
         sampler: as for sample.
         grid: as for sample.
         ema: as for sample.
@@ -82,7 +84,7 @@ def evaluate(
     from sfumato.engine.generate import Wish
     from sfumato.engine.machine import device_of
 
-    wish = Wish(seed, steps, sampler, grid, ema, None, guidance, interval, rescale, away)
+    wish = Wish(seed, steps, sampler, grid, ema, None, guidance, interval, rescale, away, worse=worse)
     return evaluate(Path(run), data, n, features, wish, device_of(device)[0])
 
 
