@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+import sfumato
 from sfumato.cli import main
 from sfumato.data import load
-from sfumato.dist import Normal
+from sfumato.dist import Normal, stream
 from sfumato.engine.examples import chosen
 from sfumato.engine.likelihood import CHAIN
 from sfumato.engine.run import Run
@@ -247,6 +248,15 @@ def test_the_divergence_is_the_mean_of_the_ratio_that_the_bound_weighs(kind):
     error = 4 * float((found.ratio + found.kl).std()) / math.sqrt(len(x))
     assert float(found.kl.mean()) > 0.01
     assert float(-found.ratio.mean()) == pytest.approx(float(found.kl.mean()), abs=error)
+
+
+@pytest.mark.parametrize("kind", ["vae", "ladder"])
+def test_latents_are_used_where_all_directions_have_the_same_variance(kind, tmp_path):
+    """Their first bit costs what it gains, so that without `FREE` both learn a single point and never leave it."""
+    run = sfumato.train("grid25", model=kind, steps=400, batch=128, size="tiny", out=str(tmp_path / "run"))
+    model, x = sfumato.load(run), load("grid25").test
+    found = model.networks.infer(x.codec.encode(x.items[:500]) / model.sigma_data, None, stream(0))
+    assert float(found.kl.detach().mean()) > 1.0 and float(model.noise_std) < 0.8
 
 
 def test_a_ladder_is_trained_and_drawn_from(tmp_path, capsys):

@@ -8,7 +8,10 @@ With the encoder q(z|x) and the decoder p(x|z) = N(D(z), sigma^2), N numbers in 
                                                                              (Rybkin et al. 2006.13202, section 4)
 
 Without (2) somebody has to choose sigma, which is what beta in beta-VAE is, and an error that is averaged over pixels
-with sigma = 1 teaches nothing but blur. beta weighs KL in training all the same, for who wants it.
+with sigma = 1 teaches nothing but blur. beta weighs KL in training all the same, for who wants it; but where the mean
+of KL over a batch is below FREE nats it weighs nothing (Kingma et al. 1606.04934, eq. 15, for z as a whole). With (2) a
+decoder that ignores z stays so where the data have the same variance in all directions, as points on a grid have: the
+first bit about x costs as much as it gains.
 
 With one layer, p(z) = N(0, 1) in (1). That is not what the encoder makes of the data taken together, so samples of it
 are not what the decoder knows. A second stage learns that law itself, with the first held still (Dai and Wipf
@@ -46,6 +49,8 @@ __all__ = ["DRAWS", "VAE", "GridSpec", "GridVAE", "LadderSpec", "LadderVAE", "VA
 
 DRAWS = 64
 """Of the latents, for a bound."""
+FREE = 2.0
+"""Nats that z may tell of x at no cost; of pictures it tells 20 and more."""
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,8 @@ class VAE(Pushforward):
         found, error = self._infer(x, cond, rng)
         best = error.detach().mean()  # (2); the gradient of its logarithm is that of error / best
         described = (best.log() + math.log(2 * math.pi) + error / best) / 2
-        return described + (self.beta * found.kl + found.second) / x[0].numel() + self._told(x, cond, found)
+        kl = found.kl if float(found.kl.detach().mean()) > FREE else found.kl.detach()
+        return described + (self.beta * kl + found.second) / x[0].numel() + self._told(x, cond, found)
 
     def _told(self, x: Tensor, cond: Tensor | None, found: Inferred) -> Tensor | float:
         """Return what is lost beside the bound, (B,)."""
