@@ -1,5 +1,5 @@
 """Print the README's tables from what train_step.py, sampling.py, memory.py, few_calls.py, time_to_quality.py,
-ablation.py and `sfumato compare` (as results/compare_*.json) wrote.
+ablation.py, stability.py and `sfumato compare` (as results/compare_*.json) wrote.
 
 python bench/tables.py [--spanish]
 """
@@ -59,6 +59,7 @@ TEXT = {
     "untuned": ("untuned, {}", "sin ajustar, {}"),
     "tuned": ("tuned, {}", "ajustado, {}"),
     "student": ("student, {}", "alumno, {}"),
+    "real": ("training data", "datos de entrenamiento"),
     "floor": ("training pictures", "imágenes de entrenamiento"),
     "minutes": ("{} min", "{} min"),
     "quality": (
@@ -73,6 +74,16 @@ TEXT = {
         "sfumato compare {} --time {} --seeds {}: medians (least to most)",
         "sfumato compare {} --time {} --seeds {}: medianas (mínimo a máximo)",
     ),
+    "stability": (
+        "{} each: medians of {} seeds (least to most)",
+        "{} cada uno: medianas de {} semillas (mínimo a máximo)",
+    ),
+    "steps": ("steps", "pasos"),
+    "found": ("modes found", "modos hallados"),
+    "on": ("share of the samples on a mode", "parte de las muestras en un modo"),
+    "kl": ("divergence over the modes, nats", "divergencia sobre los modos, nats"),
+    "sliced wasserstein": ("sliced Wasserstein distance", "distancia de Wasserstein por cortes"),
+    "failed": ("failed", "fallidos"),
     "loss": ("loss", "pérdida"),
     "distance": ("distance", "distancia"),
 }
@@ -178,6 +189,26 @@ def ablation(result: dict[str, Any], say: Say) -> Iterator[Table]:
         yield say("ablation").format(name, case["measure"], count), [say("loss"), say("distance")], rows
 
 
+def stability(result: dict[str, Any], say: Say) -> Iterator[Table]:
+    for case, told in result["cases"].items():
+        measures = [key for key in ("found", "on", "kl", "sliced wasserstein") if key in told["real"]]
+
+        def cells(rows: list[dict[str, Any]], measures: list[str] = measures) -> list[str]:
+            good = [row for row in rows if "failed" not in row]
+            shown = [f"{statistics.median(row['steps'] for row in rows):.0f}"]
+            for key in measures:
+                values = [row[key] for row in good]
+                ends = f"{min(values):.3g} to {max(values):.3g}"
+                shown.append(f"{statistics.median(values):.3g} ({ends})")
+            return [*shown, str(len(rows) - len(good))]
+
+        rows = [[name, *cells(list(seeds.values()))] for name, seeds in told["rows"].items()]
+        real = ["", *(f"{told['real'][key]:.3g}" for key in measures), ""]
+        head = [say("steps"), *(say(key) for key in measures), say("failed")]
+        count = max(len(seeds) for seeds in told["rows"].values())
+        yield say("stability").format(case, count), head, [*rows, [say("real"), *real]]
+
+
 def contest(result: dict[str, Any], say: Say) -> Iterator[Table]:
     terms = Terms(**result["terms"] | {"models": tuple(result["terms"]["models"])})
     speeds = {name: Speed(**speed) for name, speed in result["speeds"].items()}
@@ -193,6 +224,7 @@ TABLES = {
     "few_calls": few,
     "time_to_quality": quality,
     "ablation": ablation,
+    "stability": stability,
     "compare_digits": contest,
 }
 
