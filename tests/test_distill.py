@@ -240,7 +240,7 @@ def test_a_time_too_short_for_the_last_method_is_said(teacher, tmp_path, capsys)
 
 def test_a_timed_student_fixes_its_steps_again_where_another_method_begins(teacher, tmp_path, quick_to_turn):
     """Its steps take another time: their number is planned anew, and saved as soon as their pace is known."""
-    run = sfumato.distill(teacher, calls=2, time="10s", batch=4, out=str(tmp_path / "timed"))
+    run = sfumato.distill(teacher, calls=2, time="20s", batch=4, out=str(tmp_path / "timed"))
     saves = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines() if '"save"' in line]
     notes = checkpoint.load(run / "checkpoints").notes
     again = int(notes["begun"]) + Rivalry.lead + SETTLED
