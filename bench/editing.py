@@ -60,8 +60,7 @@ def changed(count):
         if not fresh or len(pairs) == count:
             continue
         thing = fresh[0]
-        words = [f"{'an' if each.colour[0] in 'aeiou' else 'a'} {each.colour} {each.shape}" for each in (first, thing)]
-        caption = f"{words[0]} {now.relation} {words[1]}"
+        caption = f"{first.words} {now.relation} {thing.words}"
         wanted = (first, replace(second, shape=thing.shape, colour=thing.colour))
         pairs.append((now, replace(now, caption=caption, things=wanted)))
         along = np.array(RELATIONS[now.relation])

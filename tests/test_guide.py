@@ -238,7 +238,7 @@ def test_a_run_is_guided_away_from_what_it_was(tmp_path, capsys):
     run = sfumato.train("digits", steps=80, batch=16, size="tiny", out=str(tmp_path / "run"))
     opened = Run.open(run)
     model, _ = opened.load(device="cpu")
-    early = model.worse[0.3] = opened.worse(0.3, "cpu")
+    early = model.worse[0.3] = opened.worse(model, 0.3)
     assert early.fingerprint() != model.fingerprint() and "worse" not in "".join(model.state_dict())
     assert torch.equal(model.sample(4, steps=3, guidance=Guidance(1.0, worse=0.3)), model.sample(4, steps=3))
     assert torch.equal(model.sample(4, steps=3, guidance=Guidance(0.0, worse=0.3)), early.sample(4, steps=3))

@@ -74,6 +74,11 @@ class Thing:
     y: float
     radius: float
 
+    @property
+    def words(self) -> str:
+        """What it is called: "a red ring"."""
+        return f"{'an' if self.colour[0] in 'aeiou' else 'a'} {self.colour} {self.shape}"
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -148,8 +153,7 @@ def _two(rng: np.random.Generator, first: tuple[str, str], second: tuple[str, st
     radius = _radius(rng, "small")
     ends = [Thing(shape, colour, x, y, radius) for (colour, shape), (x, y) in
             zip((first, second), (middle - offset, middle + offset), strict=True)]  # fmt: skip
-    words = [f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}" for colour, shape in (first, second)]
-    return Scene(f"{words[0]} {relation} {words[1]}", tuple(ends), relation=relation)
+    return Scene(f"{ends[0].words} {relation} {ends[1].words}", tuple(ends), relation=relation)
 
 
 def _radius(rng: np.random.Generator, size: str) -> float:

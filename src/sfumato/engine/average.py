@@ -30,7 +30,7 @@ from sfumato.engine.checkpoint import read_weights, write_weights
 from sfumato.engine.distributed import local, whole
 from sfumato.errors import UserError
 
-__all__ = ["KEPT", "Averages", "PowerAverage", "combination", "early", "on_the_way", "power", "reconstructed"]
+__all__ = ["KEPT", "Averages", "PowerAverage", "combination", "early", "on_the_way", "power", "put", "reconstructed"]
 
 KEPT = 8
 """How often averages are kept in a run, evenly spaced."""
@@ -165,6 +165,13 @@ def early(folder: Path, share: float) -> dict[str, Tensor]:
         raise UserError(f"{folder}: no averages were kept of this run: leave --worse out")
     step, path = min(files, key=lambda file: abs(file[0] - share * files[-1][0]))
     return _part(read_weights(path, str(step)), "long")
+
+
+def put(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Give a model the parameters of an average."""
+    own = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        own[name].data.copy_(tensor)
 
 
 def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

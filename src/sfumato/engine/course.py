@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from sfumato.engine.average import on_the_way
+from sfumato.engine.average import on_the_way, put
 from sfumato.engine.evaluate import Real
 from sfumato.engine.machine import tuned
 from sfumato.engine.reference import reference
@@ -71,12 +71,11 @@ def course(run: Run, real: Real, n: int, device: str) -> tuple[Waypoint, ...]:
         device: where to draw.
     """
     model, notes = run.load(device=device)
-    model, own = model.to(device), dict(model.named_parameters())
+    model = model.to(device)
     times = _seconds(run.log)
     found = []
     for before, tensors in on_the_way(run.averages):
-        for name, tensor in tensors.items():
-            own[name].data.copy_(tensor)
+        put(model, tensors)
         last = max((at for at in times if at <= int(notes["step"]) - before), default=None)
         if last is not None:
             found.append(Waypoint(times[last], *_worth(model, real, n)))

@@ -206,7 +206,7 @@ def drawing(folder: Path, wish: Wish, device: str, threads: int | None) -> Itera
         device = f"cuda:{Worker.here().local_rank % torch.cuda.device_count()}"
     model.to(device)
     if wish.worse is not None and isinstance(model, Diffusion):
-        model.worse = {wish.worse: run.worse(wish.worse, device).to(device)}
+        model.worse = {wish.worse: run.worse(model, wish.worse)}
     way = wish.way(model)
     strange = [] if model.vocabulary is None else model.vocabulary.strange(wish.sentences)
     if strange:

@@ -5,6 +5,7 @@ data.json records what the model was trained on and the codec of it, so that sam
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from sfumato.condition import Vocabulary
 from sfumato.data import NAMES, Dataset, codec_from
 from sfumato.data import load as load_data
 from sfumato.engine import checkpoint
-from sfumato.engine.average import early, reconstructed
+from sfumato.engine.average import early, put, reconstructed
 from sfumato.engine.config import Config, read_config, write_config
 from sfumato.engine.distributed import assign
 from sfumato.engine.machine import device_of, has_bf16
@@ -27,7 +28,7 @@ from sfumato.engine.shipped import names, unpacked
 from sfumato.errors import UserError
 from sfumato.files import exists, write_atomic
 from sfumato.models.base import GenerativeModel
-from sfumato.models.diffusion import Diffusion, DiffusionSpec, need_diffusion
+from sfumato.models.diffusion import Diffusion, DiffusionSpec
 from sfumato.sampler import Tuned
 
 __all__ = ["Run", "is_run", "latest", "restore"]
@@ -198,28 +199,24 @@ class Run:
         # of the models that come along, older ones have no such note
         kept = float(found.notes.get("horizon", self.config.ema))
         if ema is not None and ema != kept:
-            own = dict(model.named_parameters())
-            for name, tensor in reconstructed(self.averages, kept, ema).items():
-                own[name].data.copy_(tensor)
+            put(model, reconstructed(self.averages, kept, ema))
         if isinstance(model, Diffusion):
             model.tuned = self._tuned(model)
         return model.eval(), found.notes
 
-    def worse(self, share: float, device: str | torch.device | None = None) -> Diffusion:
-        """Return the model as it was after a share of the run, for guidance away from it.
+    def worse(self, model: Diffusion, share: float) -> Diffusion:
+        """Return a copy of the run's model as it was after a share of the run, for guidance away from it.
 
         Args:
+            model: that was loaded.
             share: in (0, 1); of the averages that were kept the nearest is taken.
-            device: where it will compute; by default the fastest found.
 
         Raises:
-            UserError: as for :meth:`load`, an impossible share, a model of another family, or no averages kept.
+            UserError: an impossible share, or no averages kept.
         """
-        model = need_diffusion(self.load(device=device)[0], "guidance away from a worse model")
-        own = dict(model.named_parameters())
-        for name, tensor in early(self.averages, share).items():
-            own[name].data.copy_(tensor)
-        return model
+        before = copy.deepcopy(model)
+        put(before, early(self.averages, share))
+        return before
 
     def _tuned(self, model: Diffusion) -> dict[int, Tuned]:
         """Return the ways back that were learned for these weights, by their number of steps."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sfumato.verbs.words import Class, Folder
+from sfumato.verbs.words import Class, Count, Folder
 
 __all__ = ["edit", "interpolate"]
 
@@ -116,7 +116,7 @@ def interpolate(
     *,
     image: str,
     to: str,
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 8,
+    n: Count = 8,
     class_: Class = None,
     prompt: str | None = None,
     steps: int = OWN[0],
