@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from interleave import RESULTS, read, write
 
+from sfumato.condition import Condition
 from sfumato.data.scenes import ASPECTS, obeyed
 from sfumato.data.scenes import read as things
 from sfumato.data.shapes import COLOURS, PLACES, SHAPES, SIZES, draw, scenes
@@ -40,7 +41,7 @@ def drawn(model, prompts, guidance):
     made = []
     for start in range(0, len(prompts), BATCH):
         some = prompts[start : start + BATCH]
-        cond = torch.tensor([model.prompt(text) for text in some])
+        cond = Condition.of([model.prompt(text) for text in some])
         rng = [stream(0, k) for k in range(start, start + len(some))]
         asked = model.asked(cond, guidance)
         noise = asked.process.prior(torch.zeros(len(some), *model.codec.dims)).sample(rng)

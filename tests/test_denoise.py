@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from oracles import SCHEDULES, At, Exact, gaussian, mixture, tensor
+from sfumato.condition import Condition
 from sfumato.denoise import Denoiser, Given, learned_step
 from sfumato.dist import stream
 from sfumato.errors import UserError
@@ -134,11 +135,11 @@ def test_network_sees_unit_variance_and_bounded_level():
         model = Denoiser(Spy(), Gaussian(schedule), sigma_data=0.6)
         x_0 = 0.6 * torch.randn(1000, 20, generator=stream(11))
         for t in (0.2, 1.0):
-            Given(model, torch.arange(1000))(model.process.marginal(x_0, t).sample(stream(12)), t)
+            Given(model, Condition(torch.arange(1000)))(model.process.marginal(x_0, t).sample(stream(12)), t)
             assert seen["std"] == pytest.approx(1, abs=0.02)
             assert seen["level"].shape == (1000,)
             assert seen["level"].abs().max() <= 2.5
-            assert torch.equal(seen["cond"], torch.arange(1000))
+            assert torch.equal(seen["cond"].label, torch.arange(1000))
 
 
 def test_bad_denoisers_are_refused_when_built():

@@ -12,6 +12,7 @@ import torch
 import sfumato
 from commands import everything, fails
 from sfumato.cli import main
+from sfumato.condition import Condition
 from sfumato.engine import checkpoint
 from sfumato.engine.checkpoint import checkpoints, read_weights
 from sfumato.engine.config import read_config
@@ -93,7 +94,7 @@ def test_a_student_begins_as_its_teacher(teacher, taught, tmp_path):
         ours = untrained(taught(method), tmp_path / method).ema.denoiser
         theirs = sfumato.load(teacher).denoiser
         ours.network.precision = theirs.network.precision = "fp32"
-        x, labels = torch.randn(3, 1, 8, 8), torch.tensor([0, 1, 2])
+        x, labels = torch.randn(3, 1, 8, 8), Condition(torch.tensor([0, 1, 2]))
         assert torch.allclose(ours(x, 0.7, labels).x0, theirs(x, 0.7, labels).x0, atol=1e-5)
         if ours.gives == "map":
             assert torch.allclose(ours(x, 0.7, labels, s=0.1).x0, theirs(x, 0.7, labels).x0, atol=1e-5)

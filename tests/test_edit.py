@@ -30,6 +30,21 @@ def model(run):
 
 
 @pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """A run that was trained with masks."""
+    folder = tmp_path_factory.mktemp("shown")
+    out = str(folder / "run")
+    return sfumato.train("digits", classes=True, masks=True, steps=300, batch=32, size="tiny", out=out)
+
+
+@pytest.fixture(scope="module")
+def filling(model, shown):
+    """The model that fills what a mask hides in some way."""
+    trained = sfumato.load(shown)
+    return lambda fill: trained if fill == "trained" else model
+
+
+@pytest.fixture(scope="module")
 def items():
     return sfumato.load("digits").sample(8, seed=3)
 
@@ -118,8 +133,8 @@ def test_impossible_ways_are_refused(model, items):
 
 @pytest.mark.parametrize("fill", FILLS)
 @pytest.mark.parametrize("strength", [0.5, 1.0])
-def test_what_is_known_is_kept_bit_for_bit_and_the_rest_is_made(model, items, strength, fill):
-    mask = torch.ones(8, 8, dtype=torch.bool)
+def test_what_is_known_is_kept_bit_for_bit_and_the_rest_is_made(filling, items, strength, fill):
+    model, mask = filling(fill), torch.ones(8, 8, dtype=torch.bool)
     mask[:, 4:] = False
     found = edited(model, items, model.way(steps=12, method="ancestral"), strength, mask, fill=fill)
     assert torch.equal(found[..., :4], items[..., :4])
@@ -131,10 +146,10 @@ def test_what_is_known_is_kept_bit_for_bit_and_the_rest_is_made(model, items, st
     assert torch.equal(edited(model, items, model.way(), 1.0, everything), items)
 
 
-@pytest.mark.parametrize("fill", ["mmps", "repaint"])
-def test_what_is_made_fits_what_is_known(model, items, fill):
+@pytest.mark.parametrize("fill", ["trained", "mmps", "repaint"])
+def test_what_is_made_fits_what_is_known(filling, fill):
     """The seam of an inpainted picture is as smooth as that of a real one, and smoother than that of two halves."""
-    mask = torch.ones(8, 8, dtype=torch.bool)
+    model, mask = filling(fill), torch.ones(8, 8, dtype=torch.bool)
     mask[4:] = False
     many = sfumato.load("digits").sample(64, seed=9)
     found = edited(model, many, model.way(steps=12, method="ancestral"), 1.0, mask, fill=fill)
@@ -146,7 +161,21 @@ def test_what_is_made_fits_what_is_known(model, items, fill):
     assert seam(found) < 0.5 * (seam(many) + seam(halves))
 
 
+def test_what_lies_under_a_mask_is_forgotten_at_strength_1_and_less_of_it_below(filling, items):
+    mask = torch.ones(8, 8, dtype=torch.bool)
+    mask[4:] = False
+    other = torch.where(mask, items, items.roll(1, 0))
+    for fill in ("trained", "mmps", "repaint"):
+        model = filling(fill)
+        way = model.way(steps=6, method="ancestral", cond=3)
+        assert torch.equal(*(edited(model, each, way, 1.0, mask, fill=fill) for each in (items, other)))
+        half, whole = (edited(model, items, way, u, mask, fill=fill) for u in (0.3, 1.0))
+        assert far(half, items) < far(whole, items)
+
+
 def test_impossible_edits_are_refused(model, items):
+    with pytest.raises(UserError, match="trained without --masks"):
+        edited(model, items, model.way(), 1.0, torch.zeros(8, 8, dtype=torch.bool), fill="trained")
     with pytest.raises(UserError, match=r"in \[0, 1\]"):
         edited(model, items, model.way(), 1.2)
     with pytest.raises(UserError, match="unknown way to fill a mask 'magic'"):
@@ -176,6 +205,16 @@ def test_black_parts_of_a_mask_keep_the_files_pixels(run, picture, tmp_path):
         assert np.array_equal(np.asarray(Image.open(path))[:, :5], given[:, :5])
 
 
+def test_a_run_trained_with_masks_fills_them_itself(shown, picture, tmp_path):
+    mask = str(white(tmp_path / "mask.png", np.s_[:, 5:]))
+    *_, sheet = sfumato.edit(shown, image=str(picture), mask=mask, n=1)
+    told = json.loads(Image.open(sheet).text["sfumato"])
+    assert told["fill"] == "trained" and told["method"] == sfumato.load(shown).way().method
+    *_, sheet = sfumato.edit(shown, image=str(picture), mask=mask, n=1, fill="pigdm")
+    told = json.loads(Image.open(sheet).text["sfumato"])
+    assert (told["fill"], told["method"], told["steps"]) == ("pigdm", "ancestral", 24)
+
+
 def test_a_picture_of_its_own_noise_says_what_it_was(run, picture):
     files = sfumato.edit(run, image=str(picture), noise="own", was="3", class_="8", guidance=2.0)
     assert len(files) == 2 and "-own-" in files[0].parent.name
@@ -202,6 +241,10 @@ def test_mistakes_are_one_line(run, picture, tmp_path, capsys):
     fails(capsys, ["interpolate", run, "--image", picture, "--to", tmp_path / "none.png"], "none.png: No such file")
     fails(capsys, ["interpolate", run, "--image", picture, "--to", picture, "-n", "1"], "at least its 2 ends")
     fails(capsys, [*ask, "--mask", white(tmp_path / "big.png", np.s_[:3], 16)], "a mask of 16x16 for a picture of 8x8")
+    mask = white(tmp_path / "mask.png", np.s_[:3])
+    fails(capsys, [*ask, "--mask", mask, "--fill", "trained"], "trained without --masks")
+    fails(capsys, ["train", "moons", "--masks", "--out", tmp_path / "dots"], "these data are points")
+    fails(capsys, ["train", "digits", "--masks", "--model", "vae"], "--masks is a choice of diffusion models")
     fails(capsys, [*ask, "--class", "fish"], "no class 'fish'")
     fails(capsys, [*ask, "--out", tmp_path], "choose another --out")
     text = tmp_path / "text.png"

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from oracles import SCHEDULES, Exact, Mixture, flow_map, gaussian, mixture, tensor
+from sfumato.condition import Condition
 from sfumato.denoise import Denoiser, Given
 from sfumato.density import FlowLogp, flow_logp
 from sfumato.dist import stream
@@ -233,7 +234,7 @@ class Labelled(nn.Module):
     def forward(self, x, level, cond=None):
         r2 = (8 * level)[:, None].exp()
         y = x * (1 + r2).sqrt()
-        return (cond[:, None] * r2 + y / 4) / (1 / 4 + r2)
+        return (cond.label[:, None] * r2 + y / 4) / (1 / 4 + r2)
 
 
 def test_labels_stay_with_their_examples():
@@ -241,7 +242,7 @@ def test_labels_stay_with_their_examples():
     model = Denoiser(Labelled(), FLOW, parameterisation="x0", sigma_data=1.0).eval()
     labels = torch.tensor([0, 3, -2, 1])
     x = tensor([[0.1, 0.4], [3.0, 2.5], [5.0, 1.0], [1.0, 3.0]])
-    got = flow_logp(Given(model, labels), x, **FINE)
+    got = flow_logp(Given(model, Condition(labels)), x, **FINE)
     known = torch.distributions.Normal(labels[:, None].double(), 0.5).log_prob(x).sum(1)
     assert len(got.calls.unique()) > 1
     assert ((got.value - known).abs() <= got.solver_error + 1e-6).all()

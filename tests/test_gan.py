@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sfumato.cli import main
+from sfumato.condition import Condition
 from sfumato.data import load
 from sfumato.data.points import Points
 from sfumato.dist import randn_like
@@ -80,7 +81,7 @@ def test_the_loss_is_the_sum_of_what_both_lose():
 @pytest.mark.parametrize(("dims", "widths"), SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("classes", [0, 3])
 def test_networks_make_data_of_vectors_and_vectors_of_data(dims, widths, classes):
-    cond = torch.arange(4) % 3 if classes else None
+    cond = Condition(torch.arange(4) % 3) if classes else None
     made = Decoder(dims, 6, widths, 2, classes)(torch.randn(4, 6), cond)
     assert made.shape == (4, *dims)
     assert Encoder(dims, 5, widths, 2, classes)(made, cond).shape == (4, 5)
@@ -90,7 +91,7 @@ def test_networks_make_data_of_vectors_and_vectors_of_data(dims, widths, classes
 def test_labels_where_there_are_none_or_missing_are_refused(network):
     x = torch.randn(2, 3)
     with pytest.raises(ValueError, match="classes=0"):
-        network((3,), 3, (8,), 1)(x, torch.zeros(2, dtype=torch.long))
+        network((3,), 3, (8,), 1)(x, cond_of(2))
     with pytest.raises(ValueError, match="cond is missing"):
         network((3,), 3, (8,), 1, classes=2)(x)
 
@@ -114,7 +115,7 @@ def test_fresh_networks_keep_unit_scale():
 @pytest.mark.parametrize("dims", [(1, 8, 8), (3, 9, 11)])
 @pytest.mark.parametrize("classes", [0, 3])
 def test_the_networks_of_dcgan_fit_pictures_of_any_size(dims, classes):
-    cond = torch.arange(4) % 3 if classes else None
+    cond = Condition(torch.arange(4) % 3) if classes else None
     made = Generator(dims, 5, (4, 8), classes)(torch.randn(4, 5), cond)
     assert made.shape == (4, *dims) and made.abs().max() <= 1
     assert Critic(dims, (4, 8), classes)(made, cond).shape == (4, 1)
@@ -124,7 +125,7 @@ def test_the_networks_of_dcgan_fit_pictures_of_any_size(dims, classes):
 
 
 def cond_of(n):
-    return torch.zeros(n, dtype=torch.long)
+    return Condition(torch.zeros(n, dtype=torch.long))
 
 
 def test_players_who_hear_a_batch_as_one_get_the_gradient_of_the_whole_batch():

@@ -12,7 +12,7 @@ from PIL import Image
 import sfumato
 from commands import fails
 from oracles import SCHEDULES, Exact, Mixture, gaussian, tensor
-from sfumato.condition import NULL, dropped
+from sfumato.condition import NULL, Condition
 from sfumato.denoise import Denoiser, Given, cost, take
 from sfumato.dist import stream
 from sfumato.engine.run import Run
@@ -262,16 +262,23 @@ def test_a_run_is_guided_away_from_what_it_was(tmp_path, capsys):
 
 
 def test_conditions_are_dropped_by_their_share():
-    cond = torch.arange(20_000) % 7
-    got = dropped(cond, 0.1, stream(0))
-    gone = got == NULL
-    assert abs(gone.double().mean() - 0.1) < 0.01 and torch.equal(got[~gone], cond[~gone])
-    assert dropped(None, 0.1) is None and dropped(cond, 0.0) is cond
+    cond = Condition(torch.arange(20_000) % 7)
+    got = cond.dropped(0.1, stream(0))
+    gone = got.label == NULL
+    assert abs(gone.double().mean() - 0.1) < 0.01 and torch.equal(got.label[~gone], cond.label[~gone])
+    assert cond.dropped(0.0) is cond
+
+
+def test_what_is_known_is_no_wish_and_stays():
+    cond = Condition(torch.tensor([3, 1]), known=torch.randn(2, 2, 4, 4))
+    for null in (cond.asking(NULL), cond.dropped(0.999999, stream(0))):
+        assert null.label.tolist() == [NULL, NULL] and torch.equal(null.known, cond.known)
+    assert torch.equal(cond[torch.tensor([1])].known, cond.known[1:]) and len(cond) == len(cond[:1]) + 1
 
 
 def test_no_class_adds_nothing_to_what_a_network_hears():
     network = MLP(2, width=16, depth=1, classes=3)
-    none, plain = torch.full((4,), NULL), MLP(2, width=16, depth=1)
+    none, plain = Condition(torch.full((4,), NULL)), MLP(2, width=16, depth=1)
     plain.load_state_dict({k: v for k, v in network.state_dict().items() if "label" not in k})
     torch.nn.init.normal_(network.outlet.weight)
     plain.outlet.load_state_dict(network.outlet.state_dict())
@@ -290,12 +297,12 @@ def test_a_network_learns_classes_and_none_of_them_from_one_loss():
         label = (torch.rand(512, generator=rng) < 0.7).long()
         x = PARTS.means[label] + PARTS.variances[label].sqrt() * torch.randn(512, 2, generator=rng, dtype=torch.float64)
         optimiser.zero_grad()
-        model.loss(x.float(), label, rng).mean().backward()
+        model.loss(x.float(), Condition(label), rng).mean().backward()
         optimiser.step()
     x_t = noise(2000, seed=5)
     with torch.no_grad():
         for label, law in ((NULL, PARTS), (0, CLASSES[0]), (1, CLASSES[1])):
-            said = Given(model.eval(), torch.full((2000,), label))(x_t.float(), 0.5).x0
+            said = Given(model.eval(), Condition(torch.full((2000,), label)))(x_t.float(), 0.5).x0
             right, other = (Exact(each, process)(x_t, 0.5).x0 for each in (law, PARTS if label >= 0 else CLASSES[0]))
             near, far = ((said - each).square().mean() for each in (right, other))
             assert near < 0.03 < far

@@ -14,6 +14,7 @@ from scipy import stats
 
 import sfumato
 from sfumato.cli import main
+from sfumato.condition import Condition
 from sfumato.data import load
 from sfumato.data.image import ImageCodec
 from sfumato.denoise import Given
@@ -138,8 +139,8 @@ def test_an_example_is_given_its_own_class(classes: Path, tmp_path: Path, monkey
     x, labels = model.codec.encode(data.items[index]), data.labels[index]
     assert seen["class"].tolist() == [data.classes[k] for k in labels]
 
-    def log_p(cond: torch.Tensor) -> np.ndarray:
-        flow = flow_logp(Given(model.denoiser, cond), x, rtol=1e-4, atol=1e-4, low=Density().noise)
+    def log_p(labels: torch.Tensor) -> np.ndarray:
+        flow = flow_logp(Given(model.denoiser, Condition(labels)), x, rtol=1e-4, atol=1e-4, low=Density().noise)
         return (flow.value.double() + model.codec.log_volume()).numpy()
 
     np.testing.assert_allclose(seen["log_p"], log_p(labels), rtol=1e-5)

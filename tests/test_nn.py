@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.condition import Condition
 from sfumato.nn import MLP, Encoder, UNet
 from sfumato.nn.layers import AFTER_SILU, Attention, Waves, channel_norm, started
 
@@ -126,7 +127,7 @@ def test_rows_do_not_see_each_other(make: Make, batch: Callable[[], tuple[Tensor
 def test_permuting_the_batch_permutes_the_output(make: Make, batch: Callable[[], tuple[Tensor, Tensor]]) -> None:
     network = awake(make(classes=4)).double()
     x, level = (v.double() for v in batch())
-    cond, order = torch.arange(4), torch.tensor([2, 0, 3, 1])
+    cond, order = Condition(torch.arange(4)), torch.tensor([2, 0, 3, 1])
     torch.testing.assert_close(network(x[order], level[order], cond[order]), network(x, level, cond)[order])
 
 
@@ -134,22 +135,22 @@ def test_permuting_the_batch_permutes_the_output(make: Make, batch: Callable[[],
 def test_level_and_label_both_matter(make: Make, batch: Callable[[], tuple[Tensor, Tensor]]) -> None:
     network = awake(make(classes=2))
     x, level = batch()
-    cond = torch.zeros(4, dtype=torch.long)
+    cond = Condition(torch.zeros(4, dtype=torch.long))
     out = network(x, level, cond)
     assert not torch.allclose(out, network(x, level + 0.1, cond))
-    assert not torch.allclose(out, network(x, level, cond + 1))
+    assert not torch.allclose(out, network(x, level, cond.asking(1)))
 
 
 @pytest.mark.parametrize(("make", "batch"), NETWORKS)
 def test_labels_must_fit_the_network(make: Make, batch: Callable[[], tuple[Tensor, Tensor]]) -> None:
     x, level = batch()
-    cond = torch.zeros(4, dtype=torch.long)
+    cond = Condition(torch.zeros(4, dtype=torch.long))
     with pytest.raises(ValueError, match="classes=0"):
         make()(x, level, cond)
     with pytest.raises(ValueError, match="classes=3"):
         make(classes=3)(x, level)
     with pytest.raises(IndexError):
-        make(classes=3)(x, level, cond + 3)
+        make(classes=3)(x, level, cond.asking(3))
 
 
 # derivatives and training
@@ -158,7 +159,7 @@ def test_labels_must_fit_the_network(make: Make, batch: Callable[[], tuple[Tenso
 @pytest.mark.parametrize(("make", "batch"), NETWORKS)
 def test_gradients_reach_every_parameter(make: Make, batch: Callable[[], tuple[Tensor, Tensor]]) -> None:
     network = awake(make(classes=4))
-    network(*batch(), torch.arange(4)).square().sum().backward()
+    network(*batch(), Condition(torch.arange(4))).square().sum().backward()
     dead = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()]
     assert not dead
 
@@ -225,7 +226,7 @@ def test_unet_bf16_is_close_to_fp32() -> None:
     fast = small_unet(classes=4, precision="bf16")
     fast.load_state_dict(exact.state_dict())
     x, level = images()
-    want, got = exact(x, level, torch.arange(4)), fast(x, level, torch.arange(4))
+    want, got = exact(x, level, Condition(torch.arange(4))), fast(x, level, Condition(torch.arange(4)))
     assert got.dtype == torch.float32
     assert (got - want).norm() < 3e-2 * want.norm()
     assert not torch.equal(got, want)

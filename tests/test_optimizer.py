@@ -6,6 +6,7 @@ from torch import nn
 
 import sfumato
 from commands import fails
+from sfumato.condition import Condition
 from sfumato.engine.optimizer import Muon, Optimizer, hidden_matrices, polar
 from sfumato.nn import UNet
 
@@ -38,7 +39,7 @@ def test_embeddings_first_and_last_layer_are_left_to_adam():
 def stepped(model, optimizer, unfit=0.0):
     optimizer.zero_grad()
     x, level = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(1)), torch.linspace(-1, 1, 4)
-    (model(x, level, torch.tensor([0, 1, 2, 0])) - x).square().mean().backward()
+    (model(x, level, Condition(torch.tensor([0, 1, 2, 0]))) - x).square().mean().backward()
     if unfit:
         next(iter(hidden_matrices(model))).grad.fill_(torch.nan)
     optimizer.step(1e-3, torch.tensor(unfit))
@@ -86,7 +87,7 @@ def test_each_module_has_its_pace(rule):
     """Half as fast is as by half the learning rate, whatever goes beside it."""
     slow, quick, alone = network(), network(), network()
     pair, single = Optimizer(rule, {slow: 0.5, quick: 1.0}), Optimizer(rule, {alone: 1.0})
-    x, level, labels = torch.ones(2, 1, 8, 8), torch.zeros(2), torch.tensor([0, 1])
+    x, level, labels = torch.ones(2, 1, 8, 8), torch.zeros(2), Condition(torch.tensor([0, 1]))
     for model in (slow, quick, alone):
         model(x, level, labels).square().mean().backward()
     pair.step(1e-3, torch.tensor(0.0))

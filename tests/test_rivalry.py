@@ -7,6 +7,7 @@ import torch
 
 from oracles import line
 from pupils import mlp, taught, trained
+from sfumato.condition import Condition
 from sfumato.dist import stream
 from sfumato.nn import UNet
 from sfumato.teaching import Matching, Rivalry, Task, base
@@ -73,7 +74,7 @@ def test_equal_laws_are_worth_log_2():
 def test_an_adversary_judges_under_a_label():
     torch.manual_seed(0)
     heads, features = Adversary([8, 16], 3), [torch.randn(5, 8, 4, 4), torch.randn(5, 16, 2, 2)]
-    one, other = (heads(features, torch.full((5,), label)) for label in (0, 2))
+    one, other = (heads(features, Condition(torch.full((5,), label))) for label in (0, 2))
     assert one.shape == (5,)
     assert not torch.allclose(one, other)
     with_more = [torch.cat([each, each], -1) for each in features]  # the mean over places

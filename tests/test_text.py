@@ -11,7 +11,7 @@ from PIL import Image
 
 import sfumato
 from commands import fails
-from sfumato.condition import MOST_TOKENS, NULL, Vocabulary, dropped, words_of
+from sfumato.condition import MOST_TOKENS, NULL, Condition, Vocabulary, words_of
 from sfumato.dist import stream
 from sfumato.errors import UserError
 from sfumato.guide import Guidance
@@ -62,7 +62,7 @@ def test_long_sentences_are_cut():
 
 def test_whole_sentences_are_dropped():
     cond = torch.arange(6_000).view(2_000, 3)
-    left = dropped(cond, 0.25, torch.Generator().manual_seed(0))
+    left = Condition(words=cond).dropped(0.25, torch.Generator().manual_seed(0)).words
     gone = (left == NULL).all(1)
     assert torch.equal(left[~gone], cond[~gone])
     assert 0.22 < gone.float().mean() < 0.28  # three standard deviations
@@ -100,7 +100,7 @@ def test_a_sentence_is_heard_in_its_order_and_nothing_after_it(network):
     x, level = torch.randn(1, 1, 8, 8).double(), torch.zeros(1).double()
 
     def told(*words):
-        return network(x, level, torch.tensor([[*words, *[NULL] * (4 - len(words))]]))
+        return network(x, level, Condition.of([(*words, *[NULL] * (4 - len(words)))]))
 
     assert not torch.allclose(told(1, 2), told(2, 1))
     assert not torch.allclose(told(1), told())
@@ -111,7 +111,7 @@ def test_a_sentence_is_heard_in_its_order_and_nothing_after_it(network):
 
 def test_examples_hear_their_own_sentence(network):
     x, level = torch.randn(3, 1, 8, 8).double(), torch.zeros(3).double()
-    cond = torch.tensor([[0, 1, NULL, NULL], [NULL] * 4, [4, 3, 2, 1]])
+    cond = Condition.of([(0, 1, NULL, NULL), (NULL,) * 4, (4, 3, 2, 1)])
     together = network(x, level, cond)
     alone = torch.cat([network(x[k : k + 1], level[:1], cond[k : k + 1]) for k in range(3)])
     torch.testing.assert_close(together, alone)
@@ -123,7 +123,7 @@ def test_a_network_hears_sentences_in_bfloat16():
     exact, rough = UNet(1, **options), UNet(1, **options, precision="bf16")
     awake(exact).float()
     rough.load_state_dict(exact.state_dict())
-    x, level, cond = torch.randn(2, 1, 8, 8), torch.zeros(2), torch.tensor([[1, 2, -1, -1], [0, -1, -1, -1]])
+    x, level, cond = torch.randn(2, 1, 8, 8), torch.zeros(2), Condition.of([(1, 2, -1, -1), (0, -1, -1, -1)])
     torch.testing.assert_close(rough(x, level, cond), exact(x, level, cond), rtol=0.1, atol=0.1)
 
 
@@ -132,7 +132,7 @@ def test_networks_refuse_what_they_cannot_hear(network):
     with pytest.raises(ValueError, match="built to hear sentences"):
         network(x, level)
     with pytest.raises(ValueError, match=r"hears sentences \(B, 4\), got \(2, 3\)"):
-        network(x, level, torch.zeros(2, 3, dtype=torch.long))
+        network(x, level, Condition.of(2 * [(0, 0, 0)]))
     with pytest.raises(ValueError, match="labels or words"):
         UNet(1, classes=3, vocabulary=5, tokens=4)
     assert TextEncoder(5, 4)(torch.full((2, 4), NULL)).silent.tolist() == 2 * [[False, True, True, True, True]]
@@ -204,7 +204,7 @@ def test_several_sentences_are_asked_for_by_their_weights(model, run, tmp_path):
 def test_without_a_sentence_the_captions_of_the_data_are_asked_for_in_turn(model):
     assert set(model.vocabulary.examples) == {*CAPTIONS}
     rows = [model.prompt(text) for text in model.vocabulary.examples]
-    assert model.conditions(range(4)).tolist() == 2 * [list(row) for row in rows]
+    assert model.conditions(range(4)).words.tolist() == 2 * [list(row) for row in rows]
 
 
 def test_samples_carry_their_sentence(run, tmp_path):

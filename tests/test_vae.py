@@ -9,6 +9,7 @@ from torch import nn
 
 import sfumato
 from sfumato.cli import main
+from sfumato.condition import Condition
 from sfumato.data import load
 from sfumato.dist import Normal, stream
 from sfumato.engine.examples import chosen
@@ -36,7 +37,7 @@ def stirred(dim, classes=0):
 @pytest.mark.parametrize("classes", [0, 3])
 def test_a_flow_is_invertible_and_its_density_is_that_of_the_change_of_variables(dim, classes):
     flow, z = stirred(dim, classes).double(), torch.randn(7, dim, dtype=torch.float64)
-    cond = torch.arange(7) % 3 if classes else None
+    cond = Condition(torch.arange(7) % 3) if classes else None
     noise, log_det = flow(z, cond)
     torch.testing.assert_close(flow.inverse(noise, cond), z)
     assert float((noise - z).detach().abs().max()) > 0.1
@@ -168,7 +169,7 @@ def test_drawing_is_inference_by_the_prior(dims, widths, classes):
     for rung in networks.down.posterior:
         nn.init.zeros_(rung.weight)
         nn.init.zeros_(rung.bias)
-    cond = torch.arange(5) % 3 if classes else None
+    cond = Condition(torch.arange(5) % 3) if classes else None
     found = networks.infer(torch.randn(5, *dims, dtype=torch.float64), cond, torch.Generator().manual_seed(7))
     rng = torch.Generator().manual_seed(7)
     noise = [torch.randn(5, *shape, generator=rng, dtype=torch.float64) for shape in networks.down.shapes]
@@ -268,7 +269,9 @@ def test_a_ladder_is_trained_and_drawn_from(tmp_path, capsys):
     model, _ = run.load()
     data = run.dataset()
     states, labels = data.test.codec.encode(data.test.items[:200]), data.test.labels[:200]
-    bounds = [model.bound(states, labels, torch.Generator().manual_seed(0), k).mean().item() for k in (1, 64)]
+    bounds = [
+        model.bound(states, Condition(labels), torch.Generator().manual_seed(0), k).mean().item() for k in (1, 64)
+    ]
     assert bounds[0] < bounds[1]
     assert main(["likelihood", str(folder), "-n", "20"]) == 0
     assert "bound (draws of the latents: 64)" in capsys.readouterr().out
@@ -283,8 +286,8 @@ def test_a_run_is_trained_drawn_from_and_bounds_what_it_has_seen(tmp_path, capsy
     model, _ = run.load()
     data = run.dataset()
     states, labels = data.test.codec.encode(data.test.items[:500]), data.test.labels[:500]
-    told = model.bound(states, labels, torch.Generator().manual_seed(0)).mean()
-    wrong = model.bound(states, 1 - labels, torch.Generator().manual_seed(0)).mean()
+    told = model.bound(states, Condition(labels), torch.Generator().manual_seed(0)).mean()
+    wrong = model.bound(states, Condition(1 - labels), torch.Generator().manual_seed(0)).mean()
     normal = torch.distributions.Normal(states.mean(0), states.std(0)).log_prob(states).sum(1).mean()
     assert told > normal > wrong  # than a Gaussian of the same mean and spread; than the other class's
     assert main(["likelihood", str(folder), "ring8", "-n", "50"]) == 2  # whose classes are others
@@ -295,7 +298,7 @@ def test_a_run_is_trained_drawn_from_and_bounds_what_it_has_seen(tmp_path, capsy
     summary = json.loads((folder / "likelihood" / "moons" / "summary.json").read_text())
     some = chosen(data, model, 50, 0)
     x, rng = data.codec.encode(some.items), some.streams(0, CHAIN, 0)
-    nats = -model.bound(x, some.labels, rng).mean().item() - data.codec.log_volume()
+    nats = -model.bound(x, some.cond, rng).mean().item() - data.codec.log_volume()
     assert summary["parts"][0]["bits_per_dim"]["density"]["value"] == pytest.approx(nats / (2 * math.log(2)), abs=1e-6)
     assert (folder / "likelihood" / "moons" / "extremes.png").exists()
 

@@ -2,9 +2,10 @@
 
 (1)  in training cond <- null, for a share p of the examples       (Ho and Salimans 2207.12598, alg. 1)
 
-A condition is a tensor of integers, one row for each example: the index of a class, (B,), or the words of a sentence by
-their places in a :class:`Vocabulary`, (B, length). The null condition is a value like any other, so networks, samplers
-and files need to know no second way to be asked: no class, or a sentence without words.
+A :class:`Condition` says of each example what it is asked to be: a class, the words of a sentence by their places in a
+:class:`Vocabulary`, and what is known of it already. The null condition is a value like any other, so networks,
+samplers and files need to know no second way to be asked: no class, or a sentence without words. What is known stays
+known under it, as it is no wish.
 
 A network that has learned both p(x | cond) and p(x) can be guided from one to the other; see guide/toward.py.
 """
@@ -16,7 +17,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from sfumato.errors import UserError
 
-__all__ = ["MOST_TOKENS", "MOST_WORDS", "NULL", "Row", "Vocabulary", "dropped", "null", "short", "words_of"]
+__all__ = ["MOST_TOKENS", "MOST_WORDS", "NULL", "Condition", "Row", "Vocabulary", "short", "words_of"]
 
 NULL = -1
 """The label that asks for no class; of a sentence, where there is no word."""
@@ -37,23 +38,70 @@ EXAMPLES = 256
 """Captions that are kept, to be asked for where nothing else is."""
 
 
-def null(cond: Tensor) -> Tensor:
-    """Return the null condition for as many examples."""
-    return torch.full_like(cond, NULL)
+@dataclass(frozen=True)
+class Condition:
+    """What each of B examples is asked to be, part by part; None for a part of which nothing is ever said.
 
-
-def dropped(cond: Tensor | None, share: float, rng: torch.Generator | None = None) -> Tensor | None:
-    """Return conditions of which a share is replaced by the null condition; equation (1).
-
-    Args:
-        cond: (B, ...) conditions; None without any.
-        share: in [0, 1]; nothing is drawn for 0.
-        rng: CPU generator.
+    Attributes:
+        label: (B,) indices of classes, ``NULL`` for none.
+        words: (B, length) words by their places in a vocabulary, ``NULL`` where there is none.
+        known: (B, 1 + C, H, W) what is known of a picture, as ``sfumato.known`` has it; None where nothing is.
     """
-    if cond is None or not share:
-        return cond
-    gone = torch.rand(len(cond), generator=rng).to(cond.device) < share
-    return torch.where(gone.view(-1, *[1] * (cond.ndim - 1)), null(cond), cond)
+
+    label: Tensor | None = None
+    words: Tensor | None = None
+    known: Tensor | None = None
+
+    @staticmethod
+    def of(rows: Sequence[Row], device: torch.device | None = None) -> Condition:
+        """Return what samples are asked for, one row for each.
+
+        Args:
+            rows: labels, or sentences of one length.
+            device: for it.
+        """
+        asked = torch.tensor(rows, device=device)
+        return Condition(asked) if asked.ndim == 1 else Condition(words=asked)
+
+    @property
+    def _parts(self) -> dict[str, Tensor]:
+        return {name: part for name, part in vars(self).items() if part is not None}
+
+    @property
+    def _wishes(self) -> dict[str, Tensor]:
+        return {name: part for name, part in self._parts.items() if name != "known"}
+
+    def __len__(self) -> int:
+        return len(next(iter(self._parts.values())))
+
+    def __getitem__(self, rows: Tensor | slice) -> Condition:
+        """Return the conditions of some examples."""
+        return Condition(**{name: part[rows] for name, part in self._parts.items()})
+
+    def to(self, device: torch.device | str) -> Condition:
+        """Return it on a device."""
+        return Condition(**{name: part.to(device) for name, part in self._parts.items()})
+
+    def asking(self, row: Row) -> Condition:
+        """Return what asks all of these examples for one thing, ``NULL`` for nothing; what is known of them stays."""
+        return replace(self, **{
+            name: torch.tensor(row, device=part.device).expand_as(part) for name, part in self._wishes.items()
+        })  # fmt: skip
+
+    def dropped(self, share: float, rng: torch.Generator | None = None) -> Condition:
+        """Return conditions of which a share is replaced by the null condition; equation (1).
+
+        Args:
+            share: in [0, 1]; nothing is drawn for 0.
+            rng: CPU generator.
+        """
+        if not share:
+            return self
+        gone = torch.rand(len(self), generator=rng) < share
+        return replace(self, **{
+            name: part.masked_fill(gone.to(part.device).view(-1, *[1] * (part.ndim - 1)), NULL)
+            for name, part in self._wishes.items()
+        })  # fmt: skip
 
 
 def short(cond: Row | str) -> str:

@@ -19,17 +19,17 @@ from torch import Tensor
 __all__ = ["COUPLINGS", "immiscible"]
 
 
-def immiscible(x_0: Tensor, eps: Tensor, cond: Tensor | None = None) -> Tensor:
+def immiscible(x_0: Tensor, eps: Tensor, label: Tensor | None = None) -> Tensor:
     """Return the noise of a batch in the order of equation (2), of the shape of ``eps``.
 
     Args:
         x_0: (B, ...) data.
         eps: (B, ...) noise.
-        cond: (B,) labels, or None if all are of one class.
+        label: (B,) indices of classes, or None if all are of one.
     """
     from scipy.optimize import linear_sum_assignment  # here, since most runs have no use for it
 
-    kind = torch.zeros(len(x_0), dtype=torch.long) if cond is None else cond.cpu()
+    kind = torch.zeros(len(x_0), dtype=torch.long) if label is None else label.cpu()
     cost = torch.cdist(x_0.flatten(1).float(), eps.flatten(1).float()).square().cpu()
     order = torch.arange(len(x_0))
     for each in set(kind.tolist()):
@@ -40,7 +40,7 @@ def immiscible(x_0: Tensor, eps: Tensor, cond: Tensor | None = None) -> Tensor:
 
 
 COUPLINGS: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
-    "independent": lambda x_0, eps, cond: eps,
+    "independent": lambda x_0, eps, label: eps,
     "immiscible": immiscible,
 }
 """By name: (x_0, eps, labels) -> the noise that goes with each example."""

@@ -25,17 +25,18 @@ lambda = 0.001 and T = 1000 cancel. Below t = 2/1000 the step is to s = t/2, so 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sfumato.condition import dropped
+from sfumato.condition import Condition
 from sfumato.coupling import COUPLINGS
 from sfumato.dist import Normal, randn_like
 from sfumato.errors import UserError, choose
+from sfumato.known import known, random_masks
 from sfumato.process import Gaussian, spread
 from sfumato.rows import ROWS, Estimate, input_scale
 from sfumato.schedule import Instant, Time
@@ -77,7 +78,7 @@ class Model(Protocol):
 class Network(Protocol):
     """A network: (x (B, ...) of unit variance, level (B,), cond) -> output (B, ...); of a map also the level of s."""
 
-    def __call__(self, x: Tensor, level: Tensor, cond: Tensor | None = None, to: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, level: Tensor, cond: Condition | None = None, to: Tensor | None = None) -> Tensor:
         """Return the output in the denoiser's parameterisation."""
 
 
@@ -98,6 +99,7 @@ class Denoiser(nn.Module):
         gives: what the estimate stands for, a key of :data:`GIVES`; equation (7).
         coupling: which noise goes with which example in training, a key of ``sfumato.coupling.COUPLINGS``.
         drop: share of the examples whose condition is dropped in training, for guidance; condition.py.
+        masks: whether the network is shown parts of the pictures in training, under random masks; known.py.
 
     Raises:
         UserError: an unknown name, sigma_data <= 0, or a parameterisation that cannot be inverted at t = 1
@@ -120,6 +122,7 @@ class Denoiser(nn.Module):
         gives: str = "mean",
         coupling: str = "independent",
         drop: float = 0.0,
+        masks: bool = False,
     ) -> None:
         super().__init__()
         choose("parameterisation", parameterisation, ROWS)
@@ -145,18 +148,19 @@ class Denoiser(nn.Module):
         if not 0 <= drop < 1:
             raise UserError(f"the share of conditions to drop is in [0, 1), got {drop:g}")
         self.drop = drop
+        self.masks = masks
         self.sigma_data = sigma_data
         self.law: Law = LogNormal() if law is None else law
         self.register_buffer("mmse_logsnr", torch.linspace(-10, 12, 45))  # falling noise, as np.interp needs
         self.register_buffer("mmse", torch.full((45,), torch.nan))
 
-    def forward(self, x_t: Tensor, t: Time, cond: Tensor | None = None, s: Time | None = None) -> Estimate:
+    def forward(self, x_t: Tensor, t: Time, cond: Condition | None = None, s: Time | None = None) -> Estimate:
         """Estimate the data behind ``x_t``.
 
         Args:
             x_t: (B, ...) state at time ``t``.
             t: time in (0, 1], one number or one for each example.
-            cond: (B,) labels, if the network takes them; below 0 for none.
+            cond: of each example, if the network hears any.
             s: where a step will go, in [0, t], for a network that gives a map; by default t itself, for the mean.
 
         Raises:
@@ -177,7 +181,7 @@ class Denoiser(nn.Module):
         a, b = ROWS[self.parameterisation](schedule, now, self.sigma_data)
         return Estimate(x_t, now, schedule, output, a, b, self._x0_var, fraction)
 
-    def reverse(self, x_t: Tensor, t: Time, s: Time, cond: Tensor | None = None) -> Normal:
+    def reverse(self, x_t: Tensor, t: Time, s: Time, cond: Condition | None = None) -> Normal:
         """Return p_theta(x_s | x_t) for s < t; equation (1). Arguments as in :meth:`forward`.
 
         Raises:
@@ -195,7 +199,7 @@ class Denoiser(nn.Module):
         return self.law.times(n, self.process.schedule, self.sigma_data, rng)
 
     def loss(
-        self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None, t: Tensor | None = None
+        self, x_0: Tensor, cond: Condition | None = None, rng: torch.Generator | None = None, t: Tensor | None = None
     ) -> Tensor:
         """Return the training loss of each example at a random time, (B,); equations (3) and (6).
 
@@ -204,16 +208,28 @@ class Denoiser(nn.Module):
 
         Args:
             x_0: (B, ...) data.
-            cond: (B,) labels, if the network takes them.
-            rng: CPU generator for the times and the noise.
+            cond: of each example, if the network hears any.
+            rng: CPU generator for the times, the masks and the noise.
             t: (B,) times of a larger batch that was drawn as one; by default drawn here.
         """
         t = self.times(len(x_0), rng) if t is None else t
-        cond = dropped(cond, self.drop, rng)
+        cond = None if cond is None else cond.dropped(self.drop, rng)
+        if self.masks:
+            cond = self.shown(x_0, random_masks(x_0, rng), cond)
         now = self.process.schedule.at(t)
-        eps = self.coupled(x_0, randn_like(x_0, rng), cond)
+        eps = self.coupled(x_0, randn_like(x_0, rng), None if cond is None else cond.label)
         estimate = self.forward(spread(now.alpha, x_0) * x_0 + spread(now.sigma, x_0) * eps, now, cond)
         return self.loss_of(estimate, x_0, eps, t)
+
+    def shown(self, x_0: Tensor, mask: Tensor, cond: Condition | None = None) -> Condition:
+        """Return a condition by which the network is shown a part of pictures too; known.py, equation (1).
+
+        Args:
+            x_0: (B, C, H, W) data; what lies beyond the mask does not matter.
+            mask: (H, W) or (B, 1, H, W), 1 where they are shown.
+            cond: what is asked for beside.
+        """
+        return replace(Condition() if cond is None else cond, known=known(x_0 / self.sigma_data, mask))
 
     def loss_of(self, estimate: Estimate, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return the training loss of an estimate that is made already, (B,).
@@ -241,12 +257,12 @@ class Denoiser(nn.Module):
         return kl / (x_0[0].numel() * math.log(2))
 
     @torch.no_grad()
-    def measure_mmse(self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None) -> None:
+    def measure_mmse(self, x_0: Tensor, cond: Condition | None = None, rng: torch.Generator | None = None) -> None:
         """Measure equation (4) on data and keep it with the weights, for ancestral sampling of optimal variance.
 
         Args:
             x_0: (B, ...) data; a few hundred examples are enough, one batch for each noise level.
-            cond: (B,) labels, if the network takes them.
+            cond: of each example, if the network hears any.
             rng: CPU generator for the noise.
         """
         for k, logsnr in enumerate(self.mmse_logsnr.tolist()):
@@ -348,11 +364,11 @@ class Given:
 
     Attributes:
         denoiser: a conditional denoiser.
-        cond: (B,) labels, one for each row of the states to come.
+        cond: one for each row of the states to come.
     """
 
     denoiser: Denoiser
-    cond: Tensor | None
+    cond: Condition | None
 
     @property
     def process(self) -> Gaussian:

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from sfumato.condition import Condition
 from sfumato.dist import Categorical, Joint, Normal, by_name, randn_like
 from sfumato.errors import UserError, choose
 from sfumato.mixing import Guess, Mixing, Parts, unread
@@ -54,13 +55,13 @@ class TokenDenoiser(nn.Module):
         self.process = process
         self.weighting = weighting
 
-    def forward(self, x_t: Tensor, t: Time, cond: Tensor | None = None) -> Guess:
+    def forward(self, x_t: Tensor, t: Time, cond: Condition | None = None) -> Guess:
         """Estimate the tokens behind ``x_t``; equation (2).
 
         Args:
             x_t: int64 (B, ...) tokens at time ``t``.
             t: time in (0, 1], one number or one for each example.
-            cond: (B,) labels, if the network takes them.
+            cond: of each example, if the network hears any.
 
         Raises:
             ValueError: the network's logits have another shape than (B, ..., K).
@@ -68,7 +69,7 @@ class TokenDenoiser(nn.Module):
         now = self.process.schedule.at(t)
         return self.process.guess(x_t, now, self.network(x_t, _level(1 - now.alpha, x_t), cond))
 
-    def reverse(self, x_t: Tensor, t: Time, s: Time, cond: Tensor | None = None) -> Categorical:
+    def reverse(self, x_t: Tensor, t: Time, s: Time, cond: Condition | None = None) -> Categorical:
         """Return p_theta(x_s | x_t) for s < t; equation (1). Arguments as in :meth:`forward`.
 
         Raises:
@@ -76,12 +77,12 @@ class TokenDenoiser(nn.Module):
         """
         return self.process.reverse(self.forward(x_t, t, cond), t, s)
 
-    def loss(self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+    def loss(self, x_0: Tensor, cond: Condition | None = None, rng: torch.Generator | None = None) -> Tensor:
         """Return the training loss of each example at a random time, (B,); equation (3).
 
         Args:
             x_0: int64 (B, ...) data.
-            cond: (B,) labels, if the network takes them.
+            cond: of each example, if the network hears any.
             rng: CPU generator for the times and the noise.
         """
         schedule = self.process.schedule
@@ -124,13 +125,13 @@ class JointDenoiser(nn.Module):
         self.process = process
         self.sigma_data = dict(sigma_data)
 
-    def forward(self, x_t: Mapping[str, Tensor], t: Time, cond: Tensor | None = None) -> Estimates:
+    def forward(self, x_t: Mapping[str, Tensor], t: Time, cond: Condition | None = None) -> Estimates:
         """Estimate the data behind ``x_t``.
 
         Args:
             x_t: (B, ...) each, the state at time ``t``.
             t: time in (0, 1], one number or one for each example.
-            cond: (B,) labels, if the network takes them.
+            cond: of each example, if the network hears any.
 
         Raises:
             UserError: other names than the process'.
@@ -148,7 +149,7 @@ class JointDenoiser(nn.Module):
                 estimates[name] = Estimate(x, q.schedule.at(t), q.schedule, output, a, b)
         return estimates
 
-    def reverse(self, x_t: Mapping[str, Tensor], t: Time, s: Time, cond: Tensor | None = None) -> Joint:
+    def reverse(self, x_t: Mapping[str, Tensor], t: Time, s: Time, cond: Condition | None = None) -> Joint:
         """Return p_theta(x_s | x_t) for s < t. Arguments as in :meth:`forward`.
 
         Raises:
@@ -156,12 +157,14 @@ class JointDenoiser(nn.Module):
         """
         return self.process.reverse(self.forward(x_t, t, cond), t, s)
 
-    def loss(self, x_0: Mapping[str, Tensor], cond: Tensor | None = None, rng: torch.Generator | None = None) -> Tensor:
+    def loss(
+        self, x_0: Mapping[str, Tensor], cond: Condition | None = None, rng: torch.Generator | None = None
+    ) -> Tensor:
         """Return the training loss of each example at a random time, (B,); equation (4).
 
         Args:
             x_0: (B, ...) each, the data.
-            cond: (B,) labels, if the network takes them.
+            cond: of each example, if the network hears any.
             rng: CPU generator for the times and the noise.
         """
         t = Uniform().times(len(next(iter(x_0.values()))), self.process.schedule, 1.0, rng)

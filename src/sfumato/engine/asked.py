@@ -26,6 +26,7 @@ class Asked:
     size: Size | None = None
     classes: bool = False
     text: bool = False
+    masks: bool = False
     out: str | None = None
     seed: int = 0
     batch: int | None = None

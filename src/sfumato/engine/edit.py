@@ -16,13 +16,22 @@ from sfumato.condition import short
 from sfumato.data.decoding import decode
 from sfumato.data.image import ImageCodec, Pictures
 from sfumato.data.source import Array, Item
+from sfumato.defaults import GRID, SAMPLER
 from sfumato.engine.generate import Draws, Wish, drawing
+from sfumato.engine.run import Run
 from sfumato.errors import UserError
 from sfumato.files import need_empty, write_png
 from sfumato.models.diffusion import Diffusion, need_diffusion
-from sfumato.models.edit import Own, edited, interpolated
+from sfumato.models.edit import Own, edited, interpolated, usual_fill
 
 __all__ = ["Change", "edit", "interpolate"]
+
+PLAIN = (None, SAMPLER)
+"""Steps and sampler of a change unless others are asked for; None for the model's own."""
+FORGETS = (24, "ancestral")
+"""Under a mask of which the network was never shown any: its errors are forgotten on the way."""
+OWN = (25, "heun")
+"""For a picture's own noise: 50 network calls each way, of order 2."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +40,14 @@ class Change:
 
     Attributes:
         mask: file of a picture of the same size, white where it is made anew; None for everywhere.
-        fill: how that is made, a key of ``sfumato.models.edit.FILLS``.
+        fill: how that is made, a key of ``sfumato.models.edit.FILLS``; None for what is usual with the model.
         strength: share of the way back that is gone again.
         own: whether from the picture's own noise.
         was: class or sentence that the picture is, to find that noise; None for nothing in particular.
     """
 
     mask: Path | None
-    fill: str
+    fill: str | None
     strength: float
     own: bool = False
     was: str | None = None
@@ -47,7 +56,7 @@ class Change:
     def slug(self) -> str:
         """Part of the name of a folder."""
         parts = [f"{self.strength:g}"]
-        parts += [] if self.mask is None else [self.fill, self.mask.stem, _digest(self.mask)[:8]]
+        parts += [] if self.mask is None else [str(self.fill), self.mask.stem, _digest(self.mask)[:8]]
         parts += ["own"] * self.own + ([] if self.was is None else [short(self.was)])
         return "-".join(parts)
 
@@ -70,7 +79,9 @@ def edit(folder: Path, image: Path, change: Change, n: int, wish: Wish, out: Pat
         raise UserError(f"a picture's own noise leads to one answer, got -n {n}")
     if change.was is not None and not change.own:
         raise UserError("--was says what to find a picture's own noise with: add --noise own")
-    with _opened(folder, wish, device) as (draws, model, codec):
+    if change.mask is not None and change.fill is None:
+        change = replace(change, fill=usual_fill(need_diffusion(Run.open(folder).config.model, "editing").masks))
+    with _opened(folder, _usual(wish, change), device) as (draws, model, codec):
         pixels = _pixels(image)
         item = _fitted(image, pixels, codec)
         kept = None if change.mask is None else _mask(change.mask, pixels.shape[:2], codec)
@@ -108,6 +119,17 @@ def interpolate(
         place = "-".join(["between", *(image.stem for image in images)])
         recipe = {"images": [_digest(image) for image in images]}
         return _written(draws, codec, place if out is None else out, ends[:0], made, recipe)
+
+
+def _usual(wish: Wish, change: Change) -> Wish:
+    """Return a wish with the steps and the sampler that suit a change, where none are asked for."""
+    steps, method = OWN if change.own else FORGETS if change.mask is not None and change.fill != "trained" else PLAIN
+    return replace(
+        wish,
+        steps=steps if wish.steps is None else wish.steps,
+        method=method if wish.method is None else wish.method,
+        grid=GRID if wish.grid is None else wish.grid,
+    )
 
 
 @contextmanager

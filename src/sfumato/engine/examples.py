@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato.condition import Condition
 from sfumato.data import Codec, Dataset
 from sfumato.data import load as load_data
 from sfumato.data.image import ImageCodec, Pictures
@@ -39,7 +40,7 @@ class Examples:
         index: (n,) places in the part that they were chosen from.
         part: which part that is, in words.
         of: how many examples it holds.
-        cond: what a model is told of each, (n, ...); None of one that cannot be told.
+        cond: what a model is told of each; None of one that cannot be told.
     """
 
     name: str
@@ -49,12 +50,13 @@ class Examples:
     index: Tensor
     part: str
     of: int
-    cond: Tensor | None = None
+    cond: Condition | None = None
 
     def batches(self, size: int) -> Iterator[Examples]:
         """Yield all, at most ``size`` at a time."""
         for some in torch.split(torch.arange(len(self.index)), size):
-            labels, cond = (None if each is None else each[some] for each in (self.labels, self.cond))
+            labels = None if self.labels is None else self.labels[some]
+            cond = None if self.cond is None else self.cond[some]
             yield replace(self, items=self.items[some], labels=labels, index=self.index[some], cond=cond)
 
     def spread(self, codec: Codec, rng: Rng) -> Tensor:
@@ -102,7 +104,7 @@ def chosen(dataset: Dataset, model: GenerativeModel, n: int, seed: int) -> Examp
     if model.classes:
         labels, classes = _labels(held, model, dataset.name), model.classes
     labels = None if labels is None else labels[index]
-    cond = labels if model.classes else model.conditions_of(held, index)
+    cond = Condition(labels) if model.classes else model.conditions_of(held, index)
     return Examples(dataset.name, held.items[index], labels, classes, index, part, len(held.items), cond)
 
 

@@ -150,10 +150,11 @@ class Draws:
         model, first = self.model, indices.start
         for states in model.states(len(indices), self.way, first=first):
             index = range(first, first + len(states))
-            cond = model.conditions(index, self.way.cond)
-            names = [{}] * len(index) if cond is None else list(map(model.named, cond))
+            rows = model.requests(index, self.way.cond)
+            names = list(map(model.named, rows)) if rows else [{}] * len(index)
             recipes = [self.recipe | {"index": i} | name for i, name in zip(index, names, strict=True)]
-            batch = Batch(index, model.codec.decode(states), cond if model.classes else None, recipes)
+            labels = torch.tensor(rows) if model.classes else None
+            batch = Batch(index, model.codec.decode(states), labels, recipes)
             tick(batch)
             yield batch
             first = index.stop
@@ -224,7 +225,7 @@ def _told(model: GenerativeModel, way: Way) -> dict[str, Any]:
     """Return a way for a recipe, which holds words and no infinity; what guides nothing is left out."""
 
     def words(cond: Row | None) -> str | None:
-        return None if cond is None else next(iter(model.named(torch.tensor(cond)).values()))
+        return None if cond is None else next(iter(model.named(cond).values()))
 
     told = {key: value for key, value in asdict(way).items() if key not in ("cond", "guidance")}
     told["asked for"] = words(way.cond)

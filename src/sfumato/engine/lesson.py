@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sfumato.condition import Condition
 from sfumato.data import Dataset
 from sfumato.engine.checkpoint import read_weights
 from sfumato.engine.config import Student
@@ -166,7 +167,7 @@ class Objective(nn.Module):
             self.lesson.learning, self.lesson.method.pace_beside
         )
 
-    def forward(self, x_0: Tensor, cond: Tensor | None, rng: torch.Generator, t: Tensor) -> Tensor:
+    def forward(self, x_0: Tensor, cond: Condition | None, rng: torch.Generator, t: Tensor) -> Tensor:
         """Return the loss of each example, (B,); arguments as for ``Learner.loss``."""
         if self.lesson is None:
             loss: Tensor = self.learner.loss(x_0, cond, rng, t)

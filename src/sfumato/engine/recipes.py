@@ -78,7 +78,7 @@ GRID_LEVELS = 3
 """Of a VAE with a grid of latents; each but the first halves the sides."""
 RUNGS = 3
 """Levels of a ladder for points; for pictures they are those of the networks."""
-DIFFUSIONS = ("text", "coupling", "schedule", "parameterisation", "weighting", "likelihood", "learn_variance")
+DIFFUSIONS = ("text", "masks", "coupling", "schedule", "parameterisation", "weighting", "likelihood", "learn_variance")
 """What may be asked of a diffusion model alone."""
 
 
@@ -127,6 +127,10 @@ def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices
     size, device, points = setting
     if asked.shard and asked.optimizer == "muon":
         raise UserError("muon needs whole matrices, and --shard splits them: leave one of the two out")
+    if asked.text and asked.coupling != "independent":
+        raise UserError(
+            f"{asked.coupling} noise is matched within a class, and --text knows none: leave one of them out"
+        )
     optimizer = choices.take("optimizer", asked.optimizer, *_optimizer(asked.shard, points))
     lr = choices.take("lr", asked.lr, LEARNING_RATES[optimizer][size], f"of {optimizer} at this size")
     precision = choices.take("precision", asked.precision, *_precision(device, points, asked.likelihood))
@@ -144,6 +148,7 @@ def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices
         drop=choices.take("drop", None, DROP, "of what is asked for, so that guidance can ask for more of it")
         if asked.classes or asked.text
         else 0.0,
+        masks=asked.masks,
         **_text(dataset, choices) if asked.text else {},
         schedule=asked.schedule,
         parameterisation=asked.parameterisation,

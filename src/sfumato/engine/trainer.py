@@ -30,6 +30,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sfumato.condition import Condition
 from sfumato.data import Dataset
 from sfumato.data.stream import Stream
 from sfumato.dist import rand, stream
@@ -174,7 +175,7 @@ class Trainer:
 
     def examples(
         self, index: Tensor, rng: torch.Generator, dataset: Dataset | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Condition | None]:
         """Return the states and conditions of examples, on the device; mirrored and dequantised if the run wants it.
 
         Args:

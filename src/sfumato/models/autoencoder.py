@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sfumato.condition import Condition
 from sfumato.dist import Normal, Rng
 from sfumato.nn import Down, Flow, Up
 
@@ -50,34 +51,34 @@ class Autoencoder(nn.Module, ABC):
         """The one that draws."""
 
     @abstractmethod
-    def infer(self, x: Tensor, cond: Tensor | None, rng: Rng = None) -> Inferred:
+    def infer(self, x: Tensor, cond: Condition | None, rng: Rng = None) -> Inferred:
         """Draw z ~ q(z|x) and decode it.
 
         Args:
             x: (B, ...) data of unit variance.
-            cond: (B,) labels.
+            cond: of each example.
             rng: for z.
         """
 
     @abstractmethod
-    def generate(self, z: Tensor, cond: Tensor | None) -> Tensor:
+    def generate(self, z: Tensor, cond: Condition | None) -> Tensor:
         """Return D of the latents that standard normal numbers (B, latent) stand for."""
 
     @abstractmethod
-    def encode(self, x: Tensor, cond: Tensor | None) -> Tensor:
+    def encode(self, x: Tensor, cond: Condition | None) -> Tensor:
         """Return the numbers (B, latent) of which :meth:`generate` makes data like x, equation (1).
 
         Args:
             x: (B, ...) data of unit variance.
-            cond: (B,) labels.
+            cond: of each example.
         """
 
-    def measure(self, x: Tensor, cond: Tensor | None) -> list[Tensor]:
+    def measure(self, x: Tensor, cond: Condition | None) -> list[Tensor]:
         """Measure the prior as far as it is not learned, and return the buffers that hold it.
 
         Args:
             x: (B, ...) data of unit variance.
-            cond: (B,) labels.
+            cond: of each example.
         """
         return []
 
@@ -99,18 +100,18 @@ class Flat(Autoencoder):
     def decoder(self) -> nn.Module:
         return self.decode
 
-    def infer(self, x: Tensor, cond: Tensor | None, rng: Rng = None) -> Inferred:
+    def infer(self, x: Tensor, cond: Condition | None, rng: Rng = None) -> Inferred:
         q = _law(self.encoder(x, cond))
         z = q.sample(rng)
         kl = q.kl(Normal(torch.zeros_like(z), torch.ones_like(z)))
         second = -self.prior.log_prob(z.detach(), cond)
         return Inferred(self.decode(z, cond), kl, -second.detach() - q.log_prob(z), second)
 
-    def generate(self, z: Tensor, cond: Tensor | None) -> Tensor:
+    def generate(self, z: Tensor, cond: Condition | None) -> Tensor:
         made: Tensor = self.decode(self.prior.inverse(z, cond), cond)
         return made
 
-    def encode(self, x: Tensor, cond: Tensor | None) -> Tensor:
+    def encode(self, x: Tensor, cond: Condition | None) -> Tensor:
         return self.prior(_law(self.encoder(x, cond)).mean, cond)[0]
 
 
@@ -130,7 +131,7 @@ class Ladder(Autoencoder):
     def decoder(self) -> nn.Module:
         return self.down
 
-    def infer(self, x: Tensor, cond: Tensor | None, rng: Rng = None) -> Inferred:
+    def infer(self, x: Tensor, cond: Condition | None, rng: Rng = None) -> Inferred:
         found = self.up(x)[::-1]
         kl, ratio = x.new_zeros(len(x)), x.new_zeros(len(x))
 
@@ -145,7 +146,7 @@ class Ladder(Autoencoder):
 
         return Inferred(self.down(len(x), cond, draw), kl, ratio, 0.0)
 
-    def generate(self, z: Tensor, cond: Tensor | None) -> Tensor:
+    def generate(self, z: Tensor, cond: Condition | None) -> Tensor:
         parts = torch.split(z, [math.prod(shape) for shape in self.down.shapes], 1)
 
         def draw(k: int, h: Tensor, law: tuple[Tensor, Tensor]) -> Tensor:
@@ -154,7 +155,7 @@ class Ladder(Autoencoder):
         made: Tensor = self.down(len(z), cond, draw)
         return made
 
-    def encode(self, x: Tensor, cond: Tensor | None) -> Tensor:
+    def encode(self, x: Tensor, cond: Condition | None) -> Tensor:
         found, shifts = self.up(x)[::-1], []
 
         def draw(k: int, h: Tensor, law: tuple[Tensor, Tensor]) -> Tensor:
@@ -191,7 +192,7 @@ class Grid(Autoencoder):
         first, second = self.moments[:, :, None, None].unbind(1)
         return Normal(first, (second - first.square()).sqrt())
 
-    def infer(self, x: Tensor, cond: Tensor | None, rng: Rng = None) -> Inferred:
+    def infer(self, x: Tensor, cond: Condition | None, rng: Rng = None) -> Inferred:
         q = _law(self.encoder(x))
         z = q.sample(rng)
         kl = q.kl(Normal(torch.zeros_like(z), torch.ones_like(z)))
@@ -199,16 +200,16 @@ class Grid(Autoencoder):
         p = Normal(p.mean.expand_as(z), p.std.expand_as(z))
         return Inferred(self.decode(z), kl, p.log_prob(z) - q.log_prob(z), 0.0)
 
-    def generate(self, z: Tensor, cond: Tensor | None) -> Tensor:
+    def generate(self, z: Tensor, cond: Condition | None) -> Tensor:
         p = self.prior()
         made: Tensor = self.decode(p.mean + p.std * z.view(len(z), *self.shape))
         return made
 
-    def encode(self, x: Tensor, cond: Tensor | None) -> Tensor:
+    def encode(self, x: Tensor, cond: Condition | None) -> Tensor:
         p = self.prior()
         return ((_law(self.encoder(x)).mean - p.mean) / p.std).flatten(1)
 
-    def measure(self, x: Tensor, cond: Tensor | None) -> list[Tensor]:
+    def measure(self, x: Tensor, cond: Condition | None) -> list[Tensor]:
         mean = _law(self.encoder(x)).mean
         self.moments.copy_(torch.stack([mean.mean((0, 2, 3)), mean.square().mean((0, 2, 3))], 1))
         return [self.moments]

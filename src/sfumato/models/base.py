@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from sfumato.condition import NULL, Row, Vocabulary
+from sfumato.condition import NULL, Condition, Row, Vocabulary
 from sfumato.data.codec import Codec, Dataset
 from sfumato.dist import Rng
 from sfumato.errors import UserError, nearest
@@ -97,13 +97,13 @@ class Learner(Protocol):
         """Draw what each of ``n`` examples of a step is asked at, (n,) float64, over all workers together."""
 
     def loss(
-        self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None, t: Tensor | None = None
+        self, x_0: Tensor, cond: Condition | None = None, rng: torch.Generator | None = None, t: Tensor | None = None
     ) -> Tensor:
         """Return the loss of each example, (B,).
 
         Args:
             x_0: (B, ...) data.
-            cond: (B,) labels, if the networks take them.
+            cond: of each example, if the networks hear any.
             rng: CPU generator for all that is random.
             t: (B,) of what ``times`` drew.
         """
@@ -142,12 +142,12 @@ class GenerativeModel(nn.Module, ABC):
         """Return the noise at what ``Learner.times`` drew, ln(sigma / (alpha sigma_data)); None if it is none."""
         return None
 
-    def measure(self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None) -> list[Tensor]:
+    def measure(self, x_0: Tensor, cond: Condition | None = None, rng: torch.Generator | None = None) -> list[Tensor]:
         """Measure what training leaves open, and return the buffers that hold it; workers average them.
 
         Args:
             x_0: (B, ...) data; a few hundred examples.
-            cond: (B,) labels, if the model takes them.
+            cond: of each example, if the model hears any.
             rng: CPU generator for the noise.
         """
         return []
@@ -171,12 +171,12 @@ class GenerativeModel(nn.Module, ABC):
         """
 
     @abstractmethod
-    def call(self, x_0: Tensor, cond: Tensor | None = None) -> Tensor:
+    def call(self, x_0: Tensor, cond: Condition | None = None) -> Tensor:
         """Pass examples through every network once, as a step of training does, to count what that takes.
 
         Args:
             x_0: (B, ...) data.
-            cond: (B,) labels, if the model takes them.
+            cond: of each example, if the model hears any.
         """
 
     @property
@@ -189,12 +189,12 @@ class GenerativeModel(nn.Module, ABC):
         """What the trained model can give but a sample, each in a few words."""
         return ("a class that is asked for",) * bool(self.classes) + ("a sentence",) * bool(self.vocabulary)
 
-    def bound(self, x_0: Tensor, cond: Tensor | None = None, rng: Rng = None) -> Tensor | None:
+    def bound(self, x_0: Tensor, cond: Condition | None = None, rng: Rng = None) -> Tensor | None:
         """Return a lower bound on log p(x_0) in nats, (B,) float64; None if this model tells none.
 
         Args:
             x_0: (B, ...) data, spread over their bins if they have levels.
-            cond: (B,) labels, if the model takes them.
+            cond: of each example, if the model hears any.
             rng: for all that is random.
         """
         return None
@@ -253,21 +253,26 @@ class GenerativeModel(nn.Module, ABC):
         """
         return self.label(text) if self.vocabulary is None else self.prompt(text)
 
-    def conditions(self, indices: Sequence[int], cond: Row | None = None) -> Tensor | None:
-        """Return what samples are asked for by index, (n,) labels or (n, length) words: ``cond``, or every class or
-        kept sentence in turn; None of a model that cannot be asked.
+    def requests(self, indices: Sequence[int], cond: Row | None = None) -> list[Row]:
+        """Return what samples are asked for by index: ``cond``, or every class or kept sentence in turn; nothing of a
+        model that cannot be asked.
         """
-        if self.classes:
-            return torch.tensor([i % len(self.classes) if cond is None else cond for i in indices])
-        if self.vocabulary is None:
-            return None
+        if not self.classes and self.vocabulary is None:
+            return []
         if cond is not None:
-            return torch.tensor([cond for _ in indices])
+            return [cond] * len(indices)
+        if self.vocabulary is None:
+            return [i % len(self.classes) for i in indices]
         kept = self.vocabulary.examples
-        return self.vocabulary.rows([kept[i % len(kept)] for i in indices])
+        return [self.vocabulary.row(kept[i % len(kept)]) for i in indices]
 
-    def conditions_of(self, dataset: Dataset, index: Tensor) -> Tensor | None:
-        """Return what examples are, (b,) labels or (b, length) words; None of a model that cannot be asked.
+    def conditions(self, indices: Sequence[int], cond: Row | None = None) -> Condition | None:
+        """Return :meth:`requests` as networks hear them; None of a model that cannot be asked."""
+        rows = self.requests(indices, cond)
+        return Condition.of(rows) if rows else None
+
+    def conditions_of(self, dataset: Dataset, index: Tensor) -> Condition | None:
+        """Return what examples are; None of a model that cannot be asked.
 
         Args:
             dataset: with classes, if the model was trained with them; one without a caption asks for nothing.
@@ -275,18 +280,18 @@ class GenerativeModel(nn.Module, ABC):
         """
         if self.vocabulary is not None:
             captions = dataset.captions or [None] * len(dataset.items)
-            return self.vocabulary.rows([captions[k] or "" for k in index.tolist()])
-        return dataset.labels[index] if self.classes and dataset.labels is not None else None
+            return Condition(words=self.vocabulary.rows([captions[k] or "" for k in index.tolist()]))
+        return Condition(dataset.labels[index]) if self.classes and dataset.labels is not None else None
 
-    def named(self, cond: Tensor) -> dict[str, str]:
+    def named(self, row: Row) -> dict[str, str]:
         """Return what one sample is asked for, for its recipe.
 
         Args:
-            cond: one row of :meth:`conditions`.
+            row: one of :meth:`requests`.
         """
-        if self.vocabulary is not None:
-            return {"prompt": self.vocabulary.told(cond.tolist())}
-        return {"class": "none" if cond == NULL else self.classes[int(cond)]}
+        if isinstance(row, int):
+            return {"class": "none" if row == NULL else self.classes[row]}
+        return {"prompt": "" if self.vocabulary is None else self.vocabulary.told(row)}
 
     def way(
         self,

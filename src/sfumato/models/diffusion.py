@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, overload
 import torch
 from torch import Tensor, nn
 
-from sfumato.condition import NULL, Row, Vocabulary
+from sfumato.condition import NULL, Condition, Row, Vocabulary
 from sfumato.data.codec import Codec
 from sfumato.defaults import GRID, SAMPLER, STEPS
 from sfumato.denoise import Denoiser, Given, Model, tells_mean
@@ -53,6 +53,7 @@ class DiffusionSpec(Spec):
         noise_std: its standard deviation.
         coupling: a key of ``sfumato.coupling.COUPLINGS``.
         drop: share of the examples whose condition is dropped in training, for guidance.
+        masks: whether a U-Net is shown parts of pictures in training, to complete them.
         vocabulary: number of words that a U-Net hears, 0 for none.
         tokens: words of a sentence, at most.
         variance: of the reverse step: "learned" by the network, for the sampler "ancestral-learned", or "fixed".
@@ -77,6 +78,7 @@ class DiffusionSpec(Spec):
     noise_std: float = 1.2
     coupling: str = "independent"
     drop: float = 0.0
+    masks: bool = False
     vocabulary: int = 0
     tokens: int = 0
     variance: Literal["fixed", "learned"] = "fixed"
@@ -99,6 +101,7 @@ class DiffusionSpec(Spec):
                 classes=self.classes,
                 vocabulary=self.vocabulary,
                 tokens=self.tokens,
+                known=self.masks,
                 dropout=self.dropout,
                 out=heads * codec.dims[0],
                 ends=self.gives == "map",
@@ -107,6 +110,8 @@ class DiffusionSpec(Spec):
         else:
             if self.vocabulary:
                 raise UserError("a network for points hears no sentences: leave --text out")
+            if self.masks:
+                raise UserError("a mask hides a part of a picture, and these data are points: leave --masks out")
             dim = math.prod(codec.dims)
             network = MLP(
                 dim,
@@ -128,6 +133,7 @@ class DiffusionSpec(Spec):
             gives=self.gives,
             coupling=self.coupling,
             drop=self.drop,
+            masks=self.masks,
         )
         return Diffusion(denoiser, codec, tuple(classes), self.sampler, self.stops, vocabulary)
 
@@ -175,7 +181,7 @@ class Diffusion(GenerativeModel):
     def noise(self, t: Tensor) -> Tensor:
         return -self.denoiser.process.schedule.logsnr(t) / 2 - math.log(self.denoiser.sigma_data)
 
-    def measure(self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None) -> list[Tensor]:
+    def measure(self, x_0: Tensor, cond: Condition | None = None, rng: torch.Generator | None = None) -> list[Tensor]:
         self.denoiser.measure_mmse(x_0, cond, rng)
         return [self.denoiser.mmse]
 
@@ -190,7 +196,7 @@ class Diffusion(GenerativeModel):
     def compile_networks(self) -> None:
         self.network.compile()
 
-    def call(self, x_0: Tensor, cond: Tensor | None = None) -> Tensor:
+    def call(self, x_0: Tensor, cond: Condition | None = None) -> Tensor:
         return self.denoiser(x_0, 0.5, cond).output
 
     @property
@@ -199,12 +205,13 @@ class Diffusion(GenerativeModel):
 
     @property
     def abilities(self) -> tuple[str, ...]:
+        filling = ("what a mask hides, by training",) * self.denoiser.masks
         exact = ("log p(x)", "the noise behind x") * tells_mean(self.denoiser)
         more = ("more or less of what is asked for, by guidance",) * (self.knows_null and self.denoiser.gives == "mean")
-        return (*super().abilities, *more, "samples in any number of calls", *exact)
+        return (*super().abilities, *more, *filling, "samples in any number of calls", *exact)
 
     @torch.no_grad()
-    def bound(self, x_0: Tensor, cond: Tensor | None = None, rng: Rng = None) -> Tensor | None:
+    def bound(self, x_0: Tensor, cond: Condition | None = None, rng: Rng = None) -> Tensor | None:
         if not tells_mean(self.denoiser):
             return None
         given, sigma_data = Given(self.denoiser, cond), self.denoiser.sigma_data
@@ -285,25 +292,25 @@ class Diffusion(GenerativeModel):
             return torch.tensor(tuned.stops, dtype=torch.float64)
         return times(way.grid, way.steps, self.denoiser.process.schedule)
 
-    def asked(self, cond: Tensor | None, guidance: Guidance | None = None) -> Model:
+    def asked(self, cond: Condition | None, guidance: Guidance | None = None) -> Model:
         """Return the model of data under some conditions.
 
         Args:
-            cond: (B, ...), one for each row of the states to come; None of a model that cannot be asked.
+            cond: one for each row of the states to come; None of a model that cannot be asked.
             guidance: towards them.
         """
         wanted = Given(self.denoiser, cond)
         if guidance is None or (cond is None and not guidance.worse):
             return wanted
         towards = [(wanted, guidance.weight)]
-        towards += [(Given(self.denoiser, _alike(row, cond)), weight) for row, weight in guidance.also]
+        towards += [(Given(self.denoiser, _asking(cond, row)), weight) for row, weight in guidance.also]
         return Guided(self._base(cond, guidance), towards, guidance.interval, guidance.rescale)
 
-    def _base(self, cond: Tensor | None, guidance: Guidance) -> Given:
+    def _base(self, cond: Condition | None, guidance: Guidance) -> Given:
         """Return what guidance goes away from."""
         if guidance.worse:
             return Given(self.worse[guidance.worse].denoiser, cond)
-        return Given(self.denoiser, _alike(NULL if guidance.away is None else guidance.away, cond))
+        return Given(self.denoiser, _asking(cond, NULL if guidance.away is None else guidance.away))
 
     def _tuned(self, way: Way) -> Tuned | None:
         if "tuned" not in (way.method, way.grid):
@@ -315,9 +322,8 @@ class Diffusion(GenerativeModel):
         return self.tuned[steps]
 
 
-def _alike(row: Row, cond: Tensor | None) -> Tensor | None:
-    """Return conditions that ask for one thing, as many as there are."""
-    return None if cond is None else torch.tensor(row, device=cond.device).expand_as(cond)
+def _asking(cond: Condition | None, row: Row) -> Condition | None:
+    return None if cond is None else cond.asking(row)
 
 
 @overload

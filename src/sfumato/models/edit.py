@@ -13,7 +13,8 @@ Between two inputs, whose noise is z and z' with an angle w between them,
 (3)  z_u = (sin((1-u) w) z + sin(u w) z') / sin w,    0 <= u <= 1        (Song et al. 2010.02502, eq. 67)
 
 (4)  of a picture of which a mask shows a part, p(x_0 | known part): inpainting, and outpainting where the known part
-     lies inside. What is known is kept as it is. As guide/measured.py has it, or RePaint (sampler/climbing.py).
+     lies inside. What is known is kept as it is. By the network itself if it was trained with masks (known.py), else as
+     guide/measured.py has it, or by RePaint (sampler/climbing.py).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sfumato.condition import Row, null
+from sfumato.condition import NULL, Condition, Row
 from sfumato.denoise import need_mean
 from sfumato.dist import stream
 from sfumato.errors import UserError, choose
@@ -35,7 +36,7 @@ from sfumato.models.base import Way
 from sfumato.models.diffusion import Diffusion
 from sfumato.sampler import RePaint, encode, generate, sampler
 
-__all__ = ["FILLS", "Own", "edited", "interpolated", "remaining"]
+__all__ = ["FILLS", "Own", "edited", "interpolated", "remaining", "usual_fill"]
 
 EXACT = 0.02
 """Noise of what a mask shows: less than a level or two of 256, more than a network's own error."""
@@ -43,7 +44,11 @@ CORRECTIONS = 2
 """Of the noise that is found; see ``sfumato.sampler.encode``."""
 SAME = 1e-4
 """Angle between two noises, in radians, below which (3) is a straight line."""
-FILLS = METHODS | {"repaint": "every step gone over, with what is known put in"}
+FILLS = {
+    "trained": "the network, which was trained with masks",
+    **METHODS,
+    "repaint": "every step gone over, with what is known put in",
+}
 """How what a mask hides is made."""
 
 
@@ -66,7 +71,7 @@ def edited(
     mask: Tensor | None = None,
     indices: Sequence[int] | None = None,
     own: Own | None = None,
-    fill: str = "mmps",
+    fill: str | None = None,
 ) -> Tensor:
     """Return items changed by a model, (n, *raw); equations (1), (2) and (4).
 
@@ -79,13 +84,17 @@ def edited(
             None for no such place.
         indices: (n,) of the samples, on which their noise depends; by default 0, 1, ...
         own: for the input's own noise; by default it is fresh.
-        fill: a key of :data:`FILLS`, for what a mask hides.
+        fill: a key of :data:`FILLS`, for what a mask hides; by default :func:`usual_fill`.
 
     Raises:
         UserError: a strength outside [0, 1], a mask of another size, own noise under a mask or by a stochastic sampler,
-            classes of which none is asked for, or a way that this model does not draw in.
+            classes of which none is asked for, "trained" of a model without masks, or a way that this model does not
+            draw in.
     """
+    fill = usual_fill(model.denoiser.masks) if fill is None else fill
     choose("way to fill a mask", fill, FILLS)
+    if mask is not None and fill == "trained" and not model.denoiser.masks:
+        raise UserError("this run was trained without --masks: fill what a mask hides by mmps, pigdm, dps or repaint")
     if not 0 <= strength <= 1:
         raise UserError(f"strength is a share of the way back, in [0, 1], got {strength:g}")
     if mask is not None and mask.shape[-2:] != items.shape[-2:]:
@@ -98,23 +107,35 @@ def edited(
     need_mean(model.denoiser, "editing")
     index = range(len(items)) if indices is None else indices
     rng = [stream(way.seed, i) for i in index]
-    asked, x_0 = model.asked(_cond(model, len(items), way), way.guidance), model.codec.encode(items).to(model.device)
+    cond, x_0 = _cond(model, len(items), way), model.codec.encode(items).to(model.device)
+    if mask is not None and fill == "trained":
+        cond = model.denoiser.shown(x_0, mask.to(x_0), cond)
+    asked = model.asked(cond, way.guidance)
     stops, method = remaining(model.stops_of(way), strength), sampler(way.method)
-    if mask is not None:
+    if mask is not None and fill != "trained":
         seen = Known(mask.to(x_0))
-        x_0 = seen(x_0)
+        shown = seen(x_0)
         if fill == "repaint":
-            method = RePaint(method, x_0, mask.to(x_0.device))
+            method = RePaint(method, shown, mask.to(x_0.device))
         else:
-            asked = Measured(asked, x_0, seen, EXACT, fill, sigma_data=model.denoiser.sigma_data)
+            asked = Measured(asked, shown, seen, EXACT, fill, sigma_data=model.denoiser.sigma_data)
     with model.resting():
         if own is not None:
             start = _noise(model, x_0, way, stops, own)
         else:
-            fresh = asked.process.prior if strength == 1 and mask is None else asked.process.marginal
+            fresh = asked.process.prior if strength == 1 else asked.process.marginal
             start = fresh(x_0, float(stops[0])).sample(rng)
         found = model.codec.decode(generate(asked, method, start, stops, rng=rng)).cpu()
     return found if mask is None else torch.where(mask, items, found)
+
+
+def usual_fill(masks: bool) -> str:
+    """Return how what a mask hides is made unless another way is asked for.
+
+    Args:
+        masks: whether the model was trained with some.
+    """
+    return "trained" if masks else "mmps"
 
 
 def interpolated(model: Diffusion, ends: Tensor, n: int, way: Way) -> Tensor:
@@ -165,11 +186,11 @@ def remaining(stops: Tensor, strength: float) -> Tensor:
     return torch.cat([begin[None], stops[first + 1 :]])
 
 
-def _cond(model: Diffusion, n: int, way: Way) -> Tensor | None:
+def _cond(model: Diffusion, n: int, way: Way) -> Condition | None:
     """Return what is asked for, of nothing in particular the null condition."""
     usual = model.conditions(range(n), way.cond)
     if usual is None or way.cond is not None:
         return None if usual is None else usual.to(model.device)
     if not model.knows_null:
         raise UserError("this run was trained with classes and has no answer to no class: name one with --class")
-    return null(usual).to(model.device)
+    return usual.asking(NULL).to(model.device)

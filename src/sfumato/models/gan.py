@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.condition import Vocabulary
+from sfumato.condition import Condition, Vocabulary
 from sfumato.data.codec import Codec
 from sfumato.dist import randn_like
 from sfumato.errors import UserError, choose
@@ -140,14 +140,14 @@ class GAN(Pushforward):
         self.game, self.gamma, self.every, self.sigma_data = game, gamma, every, sigma_data
 
     def loss(
-        self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None, t: Tensor | None = None
+        self, x_0: Tensor, cond: Condition | None = None, rng: torch.Generator | None = None, t: Tensor | None = None
     ) -> Tensor:
         """Return what both players lose, for each example, (B,); its gradient is (1) for the critic, (2) for the
         generator.
 
         Args:
             x_0: (B, ...) data.
-            cond: (B,) labels, if the networks take them.
+            cond: of each example, if the networks hear any.
             rng: CPU generator for z.
             t: is not heard.
         """
@@ -158,7 +158,7 @@ class GAN(Pushforward):
         )
         return of_critic + of_generator
 
-    def generate(self, z: Tensor, cond: Tensor | None) -> Tensor:
+    def generate(self, z: Tensor, cond: Condition | None) -> Tensor:
         out: Tensor = self.sigma_data * self.generator(z, cond)
         return out
 
@@ -169,14 +169,14 @@ class GAN(Pushforward):
     def compile_networks(self) -> None:
         raise UserError("a gan is trained by gradients of gradients, which torch.compile cannot make: no --compile")
 
-    def call(self, x_0: Tensor, cond: Tensor | None = None) -> Tensor:
+    def call(self, x_0: Tensor, cond: Condition | None = None) -> Tensor:
         made = self.generator(torch.zeros(len(x_0), self.latent, device=self.device), cond)
         out: Tensor = self.critic(made, cond)
         return out
 
 
 def lost(
-    critic: nn.Module, x: Tensor, made: Tensor, cond: Tensor | None, game: Game, gamma: float, every: int = 1
+    critic: nn.Module, x: Tensor, made: Tensor, cond: Condition | None, game: Game, gamma: float, every: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Return what a critic loses, (B,), with its gradient by the critic alone, and a generator, (B,), by what it made.
 
@@ -184,7 +184,7 @@ def lost(
         critic: from data and labels to (B, 1).
         x: (B, ...) data.
         made: (B, ...) by a generator.
-        cond: (B,) labels, if the critic takes them.
+        cond: of each example, if the critic hears any.
         game: what the players lose.
         gamma: weight of the penalties; 0 for none.
         every: of how many examples one is penalised, by so many times as much: a penalty costs more than all else.
@@ -205,7 +205,7 @@ def lost(
     return of_critic, of_generator.detach() + moved - moved.detach()
 
 
-def _steepness(critic: nn.Module, x: Tensor, cond: Tensor | None) -> Tensor:
+def _steepness(critic: nn.Module, x: Tensor, cond: Condition | None) -> Tensor:
     """Return |grad c|^2 at data, (B,)."""
     x = x.requires_grad_()
     (found,) = torch.autograd.grad(critic(x, cond).sum(), x, create_graph=True)

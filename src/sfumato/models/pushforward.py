@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sfumato.condition import Condition
 from sfumato.data.codec import Codec
 from sfumato.dist import stream
 from sfumato.errors import UserError
@@ -33,8 +34,8 @@ class Pushforward(GenerativeModel):
         self.latent = latent
 
     @abstractmethod
-    def generate(self, z: Tensor, cond: Tensor | None) -> Tensor:
-        """Return the states (B, *dims) of latent vectors (B, latent), standard normal, and labels (B,)."""
+    def generate(self, z: Tensor, cond: Condition | None) -> Tensor:
+        """Return the states (B, *dims) of latent vectors (B, latent), standard normal, and conditions."""
 
     @property
     def learner(self) -> nn.Module:

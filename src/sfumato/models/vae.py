@@ -35,7 +35,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sfumato.condition import Vocabulary
+from sfumato.condition import Condition, Vocabulary
 from sfumato.data.codec import Codec
 from sfumato.dist import Rng
 from sfumato.errors import UserError
@@ -182,13 +182,13 @@ class VAE(Pushforward):
         self.register_buffer("noise_std", torch.tensor(math.nan))
 
     def loss(
-        self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None, t: Tensor | None = None
+        self, x_0: Tensor, cond: Condition | None = None, rng: torch.Generator | None = None, t: Tensor | None = None
     ) -> Tensor:
         """Return the bound (1) with (2), and (3), in nats for each number of x, (B,).
 
         Args:
             x_0: (B, ...) data.
-            cond: (B,) labels, if the networks take them.
+            cond: of each example, if the networks hear any.
             rng: CPU generator for z.
             t: is not heard.
         """
@@ -199,17 +199,17 @@ class VAE(Pushforward):
         kl = found.kl if float(found.kl.detach().mean()) > FREE else found.kl.detach()
         return described + (self.beta * kl + found.second) / x[0].numel() + self._told(x, cond, found)
 
-    def _told(self, x: Tensor, cond: Tensor | None, found: Inferred) -> Tensor | float:
+    def _told(self, x: Tensor, cond: Condition | None, found: Inferred) -> Tensor | float:
         """Return what is lost beside the bound, (B,)."""
         return 0.0
 
-    def _infer(self, x: Tensor, cond: Tensor | None, rng: Rng) -> tuple[Inferred, Tensor]:
+    def _infer(self, x: Tensor, cond: Condition | None, rng: Rng) -> tuple[Inferred, Tensor]:
         """Return what the networks make of data of unit variance, and |x - D(z)|^2 / N, (B,)."""
         found = self.networks.infer(x, cond, rng)
         return found, (x - found.made).square().flatten(1).mean(1)
 
     @torch.no_grad()
-    def measure(self, x_0: Tensor, cond: Tensor | None = None, rng: torch.Generator | None = None) -> list[Tensor]:
+    def measure(self, x_0: Tensor, cond: Condition | None = None, rng: torch.Generator | None = None) -> list[Tensor]:
         x = x_0 / self.sigma_data
         moved = self.networks.measure(x, cond)
         self.noise_std.copy_(self._infer(x, cond, rng)[1].mean().sqrt())
@@ -224,12 +224,12 @@ class VAE(Pushforward):
         return (*super().abilities, "a bound on log p(x)", "the latents behind x")
 
     @torch.no_grad()
-    def bound(self, x_0: Tensor, cond: Tensor | None = None, rng: Rng = None, draws: int = DRAWS) -> Tensor:
+    def bound(self, x_0: Tensor, cond: Condition | None = None, rng: Rng = None, draws: int = DRAWS) -> Tensor:
         """Return the bound (4) on log p(x_0) in nats, tighter with more draws, (B,) float64.
 
         Args:
             x_0: (B, ...) data.
-            cond: (B,) labels, if the networks take them.
+            cond: of each example, if the networks hear any.
             rng: for z.
             draws: K.
 
@@ -248,12 +248,12 @@ class VAE(Pushforward):
         return torch.stack(weights).logsumexp(0) - math.log(draws)
 
     @torch.no_grad()
-    def encode(self, x_0: Tensor, cond: Tensor | None = None) -> Tensor:
+    def encode(self, x_0: Tensor, cond: Condition | None = None) -> Tensor:
         """Return the latents of data, (B, latent), of which :meth:`generate` makes data like them.
 
         Args:
             x_0: (B, ...) data.
-            cond: (B,) labels, if the networks take them.
+            cond: of each example, if the networks hear any.
 
         Raises:
             UserError: the prior is not measured yet.
@@ -265,7 +265,7 @@ class VAE(Pushforward):
         if not self.measured:
             raise UserError("the noise of this VAE's decoder is not measured: train the run to its end")
 
-    def generate(self, z: Tensor, cond: Tensor | None) -> Tensor:
+    def generate(self, z: Tensor, cond: Condition | None) -> Tensor:
         return self.sigma_data * self.networks.generate(z, cond)
 
     @property
@@ -276,7 +276,7 @@ class VAE(Pushforward):
         for network in self.networks.children():
             network.compile()
 
-    def call(self, x_0: Tensor, cond: Tensor | None = None) -> Tensor:
+    def call(self, x_0: Tensor, cond: Condition | None = None) -> Tensor:
         return self.networks.infer(x_0, cond).made
 
 
@@ -313,7 +313,7 @@ class GridVAE(VAE):
         self.critic, self.adversary = critic, adversary
         self.momentum = critic is None
 
-    def _told(self, x: Tensor, cond: Tensor | None, found: Inferred) -> Tensor | float:
+    def _told(self, x: Tensor, cond: Condition | None, found: Inferred) -> Tensor | float:
         if self.critic is None:
             return 0.0
         of_critic, of_generator = lost(self.critic, x, found.made, cond, GAMES["relativistic"], 1.0)

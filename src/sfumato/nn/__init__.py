@@ -1,4 +1,4 @@
-"""Networks. They import torch only and know nothing of diffusion: tensor, noise level and labels in, tensor out."""
+"""Networks. They know nothing of diffusion: tensor, noise level and condition in, tensor out."""
 
 from sfumato.nn.dcgan import Critic, Generator
 from sfumato.nn.flow import Flow

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.condition import Condition
 from sfumato.nn.vectors import SLOPE, cropped, given
 
 __all__ = ["Critic", "Generator"]
@@ -40,8 +41,8 @@ class Generator(nn.Module):
             layers += [_norm(a), nn.ReLU(), nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False)]
         self.layers = nn.Sequential(*layers, nn.Tanh()).apply(_start)
 
-    def forward(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Vectors (B, latent) and labels (B,) to (B, *dims).
+    def forward(self, z: Tensor, cond: Condition | None = None) -> Tensor:
+        """Vectors (B, latent) and conditions to (B, *dims).
 
         Raises:
             ValueError: labels are missing where the network has them, or given where it has none.
@@ -69,8 +70,8 @@ class Critic(nn.Module):
         last = nn.Conv2d(widths[-1], 1, _coarsest(dims, widths), bias=False)
         self.layers = nn.Sequential(*layers, last, nn.Flatten()).apply(_start)
 
-    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Pictures (B, *dims) and labels (B,) to (B, 1).
+    def forward(self, x: Tensor, cond: Condition | None = None) -> Tensor:
+        """Pictures (B, *dims) and conditions to (B, 1).
 
         Raises:
             ValueError: labels are missing where the network has them, or given where it has none.

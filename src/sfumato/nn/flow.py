@@ -16,7 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.condition import Condition
 from sfumato.nn.layers import AFTER_SILU, started
+from sfumato.nn.vectors import given
 
 __all__ = ["Flow"]
 
@@ -43,8 +45,8 @@ class Flow(nn.Module):
         self.sizes = [dim // 2 if k % 2 else dim - dim // 2 for k in range(couplings)]
         self.couplings = nn.ModuleList(Coupling(size, dim - size, width, classes) for size in self.sizes)
 
-    def forward(self, z: Tensor, cond: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Vectors (B, dim) and labels (B,) to noise (B, dim) and log|det| (B,)."""
+    def forward(self, z: Tensor, cond: Condition | None = None) -> tuple[Tensor, Tensor]:
+        """Vectors (B, dim) and conditions to noise (B, dim) and log|det| (B,)."""
         log_det = z.new_zeros(len(z))
         for coupling, size in zip(self.couplings, self.sizes, strict=True):
             a, b = z[:, :size], z[:, size:]
@@ -53,16 +55,16 @@ class Flow(nn.Module):
             log_det = log_det + stretch.sum(1)
         return z, log_det
 
-    def inverse(self, noise: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Noise (B, dim) and labels (B,) to vectors (B, dim)."""
+    def inverse(self, noise: Tensor, cond: Condition | None = None) -> Tensor:
+        """Noise (B, dim) and conditions to vectors (B, dim)."""
         for coupling, size in reversed(list(zip(self.couplings, self.sizes, strict=True))):
             b, a = noise[:, :-size], noise[:, -size:]
             stretch, shift = coupling(a, cond)
             noise = torch.cat([a, (b - shift) * (-stretch).exp()], 1)
         return noise
 
-    def log_prob(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Vectors (B, dim) and labels (B,) to their log density in nats, (B,)."""
+    def log_prob(self, z: Tensor, cond: Condition | None = None) -> Tensor:
+        """Vectors (B, dim) and conditions to their log density in nats, (B,)."""
         noise, log_det = self.forward(z, cond)
         return log_det - noise.square().sum(1) / 2 - z.shape[1] / 2 * math.log(2 * math.pi)
 
@@ -77,10 +79,10 @@ class Coupling(nn.Module):
         self.hidden = started(nn.Linear(width, width), AFTER_SILU)
         self.outlet = started(nn.Linear(width, 2 * other), 0.0)
 
-    def forward(self, a: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, a: Tensor, cond: Condition | None) -> tuple[Tensor, Tensor]:
         """(B, size) to stretch and shift of the other half, (B, other) each."""
         h = self.inlet(a)
-        if self.label is not None:
-            h = h + self.label(cond)
+        if (label := given(self.label, cond)) is not None:
+            h = h + label
         stretch, shift = self.outlet(F.silu(self.hidden(F.silu(h)))).chunk(2, 1)
         return STRETCH * torch.tanh(stretch / STRETCH), shift

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from sfumato.condition import Condition
 from sfumato.nn.vectors import Paint, active, coarsest, everywhere, given, layer
 
 __all__ = ["Down"]
@@ -47,12 +48,12 @@ class Down(nn.Module):
         self.take = nn.ModuleList(layer(dims, latent, width, side=1) for width in down)
         self.paint = Paint(dims, widths, blocks)
 
-    def forward(self, n: int, cond: Tensor | None, draw: Callable[[int, Tensor, Law], Tensor]) -> Tensor:
+    def forward(self, n: int, cond: Condition | None, draw: Callable[[int, Tensor, Law], Tensor]) -> Tensor:
         """Walk down.
 
         Args:
             n: examples.
-            cond: (n,) labels.
+            cond: of each example.
             draw: asked at every level, with its number from 0, h, and the law p of (1), for z_k.
 
         Raises:

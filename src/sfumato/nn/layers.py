@@ -74,29 +74,29 @@ class Conditioning(nn.Module):
         if self.end is not None:
             nn.init.zeros_(self.end.weight)
 
-    def forward(self, level: Tensor, cond: Tensor | None, to: Tensor | None = None) -> Tensor:
-        """Levels (B,), labels (B,) below classes, or vectors of sentences (B, text), and levels of ends (B,) to vectors
+    def forward(
+        self, level: Tensor, label: Tensor | None, to: Tensor | None = None, sentence: Tensor | None = None
+    ) -> Tensor:
+        """Levels (B,), labels (B,) below classes, levels of ends (B,) and vectors of sentences (B, text) to vectors
         (B, width). A label below 0 is none: it adds nothing.
 
         Raises:
             ValueError: labels or ends are missing where the network has them, or given where it has none.
         """
-        if self.label is None and self.sentence is None and cond is not None:
-            raise ValueError("cond was given, but this network was built with classes=0")
-        if self.label is not None and cond is None:
-            raise ValueError(f"cond is missing: this network was built with classes={self.classes}")
-        if self.sentence is not None and cond is None:
-            raise ValueError("cond is missing: this network was built to hear sentences")
+        if self.label is None and label is not None:
+            raise ValueError("cond has labels, but this network was built with classes=0")
+        if self.label is not None and label is None:
+            raise ValueError(f"cond is missing: this network was built with classes={self.classes}, and needs labels")
         if (self.end is None) != (to is None):
             raise ValueError("a network for steps of any length needs the level of their end, and no other takes one")
         waves = self._waves(level)
         h: Tensor = self.outer(F.silu(self.inner(waves)))
         if self.end is not None and to is not None:
             h = h + self.end(self._waves(to) - waves)
-        if self.label is not None and cond is not None:
-            h = h + torch.where((cond < 0)[:, None], 0.0, self.label(cond.clamp(min=0)))
+        if self.label is not None and label is not None:
+            h = h + torch.where((label < 0)[:, None], 0.0, self.label(label.clamp(min=0)))
         if self.sentence is not None:
-            h = h + self.sentence(cond)
+            h = h + self.sentence(sentence)
         return F.silu(h)
 
     def _waves(self, level: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.condition import Condition
 from sfumato.nn.layers import Conditioning, Waves, started
 
 __all__ = ["MLP"]
@@ -47,7 +48,7 @@ class MLP(nn.Module):
         """What x passes through, in order, each with the channels of its output."""
         return [(block, self.width) for block in self.blocks]
 
-    def forward(self, x: Tensor, level: Tensor, cond: Tensor | None = None, to: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, level: Tensor, cond: Condition | None = None, to: Tensor | None = None) -> Tensor:
         """Points x (B, dim) of unit variance at noise level (B,), about -logsnr / 8, to (B, out).
 
         ``to`` (B,) is the level at which a step ends, for a network that hears it.
@@ -58,7 +59,8 @@ class MLP(nn.Module):
         """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"this MLP takes points (B, {self.dim}), got {tuple(x.shape)}")
-        films = self.film(self.conditioning(level, cond, to)).chunk(len(self.blocks), 1)
+        label = None if cond is None else cond.label
+        films = self.film(self.conditioning(level, label, to)).chunk(len(self.blocks), 1)
         h = self.inlet(self.waves(x))
         for block, film in zip(self.blocks, films, strict=True):
             h = block(h, film)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.condition import Condition
 from sfumato.nn.layers import Waves, started
 
 __all__ = ["Decoder", "Encoder", "Paint", "Up"]
@@ -49,8 +50,8 @@ class Decoder(nn.Module):
         self.spread = started(nn.Conv2d(widths[-1] // FEWER, widths[-1], 1)) if self.sides else None
         self.paint = Paint(dims, widths, blocks)
 
-    def forward(self, z: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Vectors (B, latent) of unit variance and labels (B,) to (B, *dims).
+    def forward(self, z: Tensor, cond: Condition | None = None) -> Tensor:
+        """Vectors (B, latent) of unit variance and conditions to (B, *dims).
 
         Raises:
             ValueError: labels are missing where the network has them, or given where it has none.
@@ -158,8 +159,8 @@ class Encoder(nn.Module):
         self.label = nn.Embedding(classes, sum(self.parts)) if classes else None
         self.outlet = started(nn.Linear(widths[-1], out), GAIN)
 
-    def forward(self, x: Tensor, cond: Tensor | None = None) -> Tensor:
-        """Data (B, *dims) of unit variance and labels (B,) to (B, out).
+    def forward(self, x: Tensor, cond: Condition | None = None) -> Tensor:
+        """Data (B, *dims) of unit variance and conditions to (B, out).
 
         Raises:
             ValueError: labels are missing where the network has them, or given where it has none.
@@ -246,17 +247,18 @@ def flat(widths: Sequence[int], sides: Sequence[int]) -> int:
     return widths[-1] // FEWER * math.prod(sides) if sides else widths[-1]
 
 
-def given(table: nn.Module | None, cond: Tensor | None) -> Tensor | None:
-    """Return the vectors of labels (B,); None for a network without classes.
+def given(table: nn.Module | None, cond: Condition | None) -> Tensor | None:
+    """Return the vectors of labels; None for a network without classes.
 
     Raises:
         ValueError: labels are missing where the network has classes, or given where it has none.
     """
+    label = None if cond is None else cond.label
     if table is None:
-        if cond is not None:
-            raise ValueError("cond was given, but this network was built with classes=0")
+        if label is not None:
+            raise ValueError("cond has labels, but this network was built with classes=0")
         return None
-    if cond is None:
-        raise ValueError("cond is missing: this network was built with classes")
-    found: Tensor = table(cond)
+    if label is None:
+        raise ValueError("cond is missing: this network was built with classes, and needs labels")
+    found: Tensor = table(label)
     return found

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sfumato.condition import Condition
 from sfumato.denoise import Denoiser, squared_error
 from sfumato.grid import R_MAX
 from sfumato.process import spread
@@ -40,7 +41,7 @@ class Task(NamedTuple):
 
     Attributes:
         x_0: (B, ...) data.
-        cond: (B,) labels, if the networks take them.
+        cond: of each example, if the networks hear any.
         rng: CPU generator for the noise.
         t: (B,) times, drawn from the student's law.
         done: share of the training that is done, in [0, 1).
@@ -49,7 +50,7 @@ class Task(NamedTuple):
     """
 
     x_0: Tensor
-    cond: Tensor | None
+    cond: Condition | None
     rng: torch.Generator
     t: Tensor
     done: float

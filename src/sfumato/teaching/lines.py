@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sfumato.condition import Condition
 from sfumato.denoise import Denoiser
 from sfumato.dist import randn_like
 from sfumato.process import spread
@@ -114,7 +115,7 @@ class Lines:
         """Return the time of sigma / (alpha + sigma) = tau."""
         return self.schedule.at(time_of(self.schedule, tau / (1 - tau)))
 
-    def loss(self, student: Denoiser, u: Tensor, cond: Tensor | None, power: float) -> Tensor:
+    def loss(self, student: Denoiser, u: Tensor, cond: Condition | None, power: float) -> Tensor:
         """Return the loss of each example, for the average velocity ``u`` it should have."""
         scale = spread(self.t.alpha + self.t.sigma, self.x_0).to(self.x_0)
         target = self.x_t / scale - spread(self.begin, self.x_0).to(self.x_0) * u

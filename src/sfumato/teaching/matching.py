@@ -28,6 +28,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from sfumato.condition import Condition
 from sfumato.denoise import Denoiser, Given
 from sfumato.dist import randn_like
 from sfumato.sampler import Consistency, generate
@@ -81,7 +82,7 @@ class Matching(Method):
     def _usual(self, student: Denoiser) -> Tensor:
         return self.stops(student.process.schedule, self.calls, student.sigma_data)
 
-    def _own_step(self, student: Denoiser, like: Tensor, cond: Tensor | None, rng: torch.Generator) -> Tensor:
+    def _own_step(self, student: Denoiser, like: Tensor, cond: Condition | None, rng: torch.Generator) -> Tensor:
         """Return x_0_hat of one of the student's steps, chosen at random, of the shape of ``like``."""
         stops, k = self._usual(student), int(torch.randint(0, self.calls, (), generator=rng))
         x = student.process.prior(like, float(stops[0])).sample(rng)

@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.condition import Condition
 from sfumato.denoise import Denoiser, Given
 from sfumato.dist import randn_like
 from sfumato.sampler import Consistency
@@ -79,7 +80,7 @@ class Rivalry(Method):
 
 
 def drawn_by(
-    student: Denoiser, stops: Sequence[float], like: Tensor, cond: Tensor | None, rng: torch.Generator
+    student: Denoiser, stops: Sequence[float], like: Tensor, cond: Condition | None, rng: torch.Generator
 ) -> Tensor:
     """Return what a student draws in all its calls, (B, ...), with its gradient through all of them.
 
@@ -87,7 +88,7 @@ def drawn_by(
         student: that gives the end.
         stops: times of its way back, falling to 0.
         like: (B, ...) of the shape that is wanted.
-        cond: (B,) labels.
+        cond: of each example.
         rng: for all that is random.
     """
     x = student.process.prior(like, stops[0]).sample(rng)
@@ -108,8 +109,8 @@ class Adversary(nn.Module):
         super().__init__()
         self.heads = nn.ModuleList(Head(width, classes) for width in widths)
 
-    def forward(self, features: Sequence[Tensor], cond: Tensor | None) -> Tensor:
-        """Features (B, C, ...) of every part and labels (B,) to d, (B,)."""
+    def forward(self, features: Sequence[Tensor], cond: Condition | None) -> Tensor:
+        """Features (B, C, ...) of every part and conditions to d, (B,)."""
         said = [head(each, cond) for head, each in zip(self.heads, features, strict=True)]
         return torch.stack(said).sum(0)
 
@@ -123,16 +124,16 @@ class Head(nn.Module):
         self.outlet = nn.Linear(WIDTH, 1)
         self.label = nn.Embedding(classes, WIDTH) if classes else None
 
-    def forward(self, features: Tensor, cond: Tensor | None) -> Tensor:
-        """Features (B, C, ...) and labels (B,) to (B,)."""
+    def forward(self, features: Tensor, cond: Condition | None) -> Tensor:
+        """Features (B, C, ...) and conditions to (B,)."""
         h = F.rms_norm(features.movedim(1, -1).float(), features.shape[1:2])
         h = F.leaky_relu(self.hidden(F.leaky_relu(self.inlet(h), SLOPE)), SLOPE)
         h = h.flatten(1, -2).mean(1) if h.ndim > 2 else h
         said: Tensor = self.outlet(h)[:, 0]
-        return said if self.label is None else said + (self.label(cond) * h).mean(1)
+        return said if self.label is None or cond is None else said + (self.label(cond.label) * h).mean(1)
 
 
-def heard(teacher: Denoiser, x_t: Tensor, now: Instant, cond: Tensor | None) -> list[Tensor]:
+def heard(teacher: Denoiser, x_t: Tensor, now: Instant, cond: Condition | None) -> list[Tensor]:
     """Return what each part of the teacher's network makes of x_t, (B, C, ...)."""
     with overheard(teacher.network) as features:
         teacher(x_t, now, cond)

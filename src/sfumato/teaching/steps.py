@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sfumato.condition import Condition
 from sfumato.denoise import Denoiser, Given
 from sfumato.dist import randn_like
 from sfumato.grid import R_MAX, R_MIN, logsnr
@@ -111,7 +112,7 @@ def between(schedule: Schedule, t: float, s: float, steps: int) -> Tensor:
 
 
 def _step_error(
-    student: Denoiser, x_t: Tensor, x_s: Tensor, begin: Instant, end: Instant, cond: Tensor | None
+    student: Denoiser, x_t: Tensor, x_s: Tensor, begin: Instant, end: Instant, cond: Condition | None
 ) -> Tensor:
     """Return the error, (B,), for a step that should lead from x_t to x_s; equation (1)."""
     keep, signal, _ = student.process.bridge(begin, end, eta=0.0)

@@ -12,16 +12,12 @@ from sfumato.verbs.words import Class, Count, Folder
 __all__ = ["edit", "interpolate"]
 
 
-OWN = (25, "heun")
-"""Steps and sampler by which a picture's own noise is found: 50 network calls each way, of order 2."""
-
-
 def edit(
     run: Folder,
     *,
     image: str,
     mask: str | None = None,
-    fill: Literal["mmps", "pigdm", "dps", "repaint"] = "mmps",
+    fill: Literal["trained", "mmps", "pigdm", "dps", "repaint"] | None = None,
     strength: float | None = None,
     noise: Literal["fresh", "own"] = "fresh",
     was: str | None = None,
@@ -50,8 +46,9 @@ def edit(
         run: folder of a trained run of pictures.
         image: the picture, PNG, JPEG, WebP or BMP; it is brought to the size of the run.
         mask: a picture of the same size, white where it shall be made anew; by default everywhere.
-        fill: how what is white is made: mmps, pigdm or dps by what the network implies of it, repaint by going over
-            every step, which takes five times as many.
+        fill: how what is white is made: trained, by the network itself, of a run that was trained with --masks; mmps,
+            pigdm or dps, by what the network implies of it; repaint, by going over every step, which takes five times
+            as many. By default trained where the run can do it, and else mmps.
         strength: in [0, 1], share of the way back that is gone again: 0 returns the picture, 1 makes another; by
             default 0.6; with a mask, or the picture's own noise, 1.
         noise: fresh, or the picture's own, found by going its way back in reverse: asked for nothing else it leads to
@@ -66,9 +63,10 @@ def edit(
         away: as for sample.
         also: as for sample.
         worse: as for sample.
-        steps: as for sample; with a mask 24, and for the picture's own noise 25.
+        steps: as for sample; for the picture's own noise 25, and with a mask 24, unless the run was trained with some.
         seed: of the noise.
-        sampler: as for sample; with a mask ancestral, which forgets its errors, and for the picture's own noise heun.
+        sampler: as for sample; for the picture's own noise heun, and with a mask ancestral, which forgets its errors,
+            unless the run was trained with some.
         grid: as for sample.
         ema: as for sample.
         out: folder for the answers; by default one in the run.
@@ -81,31 +79,16 @@ def edit(
         UserError: no such run, picture or class; a mask of another size; a strength outside [0, 1]; own noise with a
             mask, a stochastic sampler or several answers; a student, a model of another family, or a run of points.
     """
-    from sfumato.defaults import GRID, SAMPLER
     from sfumato.engine.edit import Change, edit
     from sfumato.engine.generate import Wish
     from sfumato.engine.machine import device_of
 
     own = noise == "own"
-    kind = "mask" if mask is not None else noise
-    usual_steps, usual_sampler = {"mask": (24, "ancestral"), "own": OWN, "fresh": (None, SAMPLER)}[kind]
     wish = Wish(
-        seed,
-        usual_steps if steps is None else steps,
-        usual_sampler if sampler is None else sampler,
-        GRID if grid is None else grid,
-        ema,
-        class_,
-        guidance,
-        interval,
-        rescale,
-        away,
-        prompt,
-        also,
-        worse,
-    )
+        seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away, prompt, also, worse
+    )  # fmt: skip
     hidden, folder = (None if each is None else Path(each) for each in (mask, out))
-    share = (0.6 if kind == "fresh" else 1.0) if strength is None else strength
+    share = (1.0 if own or mask is not None else 0.6) if strength is None else strength
     answers = (1 if own else 4) if n is None else n
     change = Change(hidden, fill, share, own, was)
     return edit(Path(run), Path(image), change, answers, wish, folder, device_of(device)[0])
@@ -119,8 +102,8 @@ def interpolate(
     n: Count = 8,
     class_: Class = None,
     prompt: str | None = None,
-    steps: int = OWN[0],
-    sampler: str = OWN[1],
+    steps: int = 25,
+    sampler: str = "heun",
     grid: str | None = None,
     ema: float | None = None,
     out: str | None = None,

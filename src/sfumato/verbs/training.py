@@ -25,6 +25,7 @@ def train(
     size: Size | None = None,
     classes: bool = False,
     text: bool = False,
+    masks: bool = False,
     out: str | None = None,
     seed: int = 0,
     batch: int | None = None,
@@ -62,6 +63,7 @@ def train(
         size: of the network.
         classes: learn the classes of the data, to sample one of them.
         text: learn the captions of the data, to sample what a sentence says.
+        masks: learn to complete pictures of which a part is known, for edit --mask.
         out: folder of the run; by default runs/ and the name of the data.
         seed: of weights, data order and noise.
         batch: examples a step, over all processes; by default found by timing a few.
@@ -109,6 +111,7 @@ def plan(
     size: Size | None = None,
     classes: bool = False,
     text: bool = False,
+    masks: bool = False,
     batch: int | None = None,
     accumulate: int = 1,
     resolution: int | None = None,
@@ -134,6 +137,7 @@ def plan(
         size: as for train.
         classes: as for train.
         text: as for train.
+        masks: as for train.
         batch: as for train.
         accumulate: as for train.
         resolution: as for train.
