@@ -1,6 +1,6 @@
 """How well pictures are changed: found again from their own noise, and made anew under a mask as a sentence asks.
 
-    python bench/editing.py [RUN of shapes --text]      writes results/editing.json, draws editing.png
+    python bench/editing.py [RUN of shapes --text [--masks]]      writes results/editing.json, draws editing.png
 
 "own noise": held-out pictures of Fashion-MNIST by the model that comes along, told their classes; the root mean square
 between a picture and what its own noise leads to, in [-1, 1], by how often that noise is corrected, with the network
@@ -19,6 +19,7 @@ import torch
 from interleave import RESULTS, read, write
 
 import sfumato
+from sfumato.condition import Condition
 from sfumato.data import load
 from sfumato.data.scenes import obeyed
 from sfumato.data.scenes import read as things
@@ -40,7 +41,7 @@ def found_again(name="heun", steps=25, grid="logsnr"):
     """Root mean square by corrections."""
     model, data = sfumato.load("fashion-mnist"), load("fashion-mnist").test
     x = data.codec.encode(data.items[:PICTURES])
-    given = Given(model.denoiser, data.labels[:PICTURES] if model.classes else None)
+    given = Given(model.denoiser, Condition(data.labels[:PICTURES]) if model.classes else None)
     told = {"pictures": PICTURES, "sampler": name, "order": sampler(name).order, "calls each way": 2 * steps, "rms": {}}
     with model.resting():
         for corrections in range(4):
@@ -72,10 +73,9 @@ def changed(count):
 
 def masked(model, fill, whole, pairs, masks):
     """Pictures with what a mask hides made anew as each sentence asks."""
-    made = []
+    made, how = [], {} if fill == "trained" else {"steps": 24, "method": "ancestral"}  # as sfumato edit has it
     for k, ((_, wanted), mask) in enumerate(zip(pairs, masks, strict=True)):
-        way = model.way(steps=24, method="ancestral", grid="logsnr", cond=model.prompt(wanted.caption),
-                        guidance=Guidance(GUIDANCE))  # fmt: skip
+        way = model.way(**how, cond=model.prompt(wanted.caption), guidance=Guidance(GUIDANCE))
         made.append(edited(model, whole[k : k + 1], way, 1.0, mask, [k], fill=fill))
     return torch.cat(made)
 
@@ -93,7 +93,8 @@ def main(folder=None):
         rows = {"sentences": SENTENCES, "guidance": GUIDANCE, "step": int(notes["step"]), "fills": {}}
         whole = torch.from_numpy(draw([now for now, _ in pairs])).permute(0, 3, 1, 2)
         sheet = [whole[:SHOWN]]
-        for fill in FILLS:
+        fills = [fill for fill in FILLS if fill != "trained" or model.denoiser.masks]
+        for fill in fills:
             begin = time.perf_counter()
             made = masked(model, fill, whole, pairs, masks)
             took = time.perf_counter() - begin
@@ -108,7 +109,7 @@ def main(folder=None):
             print(f"{fill}: {rows['fills'][fill]}", flush=True)
             sheet.append(made[:SHOWN])
             write(FILE, told | {"masks": rows})
-        recipe = {"rows": ["as it was", *FILLS], "prompts": [wanted.caption for _, wanted in pairs[:SHOWN]]}
+        recipe = {"rows": ["as it was", *fills], "prompts": [wanted.caption for _, wanted in pairs[:SHOWN]]}
         write_png(RESULTS / "editing.png", model.codec.picture(torch.cat(sheet), SHOWN), recipe)
 
 
