@@ -66,8 +66,8 @@ def test_a_network_that_is_shown_nothing_refuses_to_be():
 
 
 def test_the_rest_of_a_picture_is_learned_from_what_is_known():
-    """Pictures of one value, N(0, 1), in much noise: it is what all 64 pixels say together, as two Gaussians have it, and
-    is known once a corner is.
+    """Pictures of one value, N(0, 1), in much noise: it is what all 64 pixels say together, as two Gaussians have it,
+    and is known once a corner is.
     """
     torch.manual_seed(0)
     network = UNet(1, widths=(16, 16), blocks=1, attention=(False, True), known=True)

@@ -35,12 +35,14 @@ class Student:
         calls: network calls for which it is taught.
         teacher: name of the run that teaches.
         weights: fingerprint of its weights, which lie in the student's folder.
+        rank: of the change of these weights that is all that learns; 0 where they learn themselves.
     """
 
     method: str = ""
     calls: int = 0
     teacher: str = ""
     weights: str = ""
+    rank: int = 0
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class Wish:
         prompt: a sentence; None for those that the model keeps, in turn.
         also: classes or sentences that are asked for beside, each with its weight after a colon if it has its own.
         worse: share of the run after which the model was what to go away from; None for no such.
+        lora: how much of what the run learned on top of another is taken.
     """
 
     seed: int = 0
@@ -64,6 +65,7 @@ class Wish:
     prompt: str | None = None
     also: tuple[str, ...] = ()
     worse: float | None = None
+    lora: float = 1.0
 
     def way(self, model: GenerativeModel) -> Way:
         """Return the way that this is with a model.
@@ -201,7 +203,7 @@ def drawing(folder: Path, wish: Wish, device: str, threads: int | None) -> Itera
     count = (run.config.threads or torch.get_num_threads()) if threads is None else threads
     if count < 1:
         raise UserError(f"--threads must be at least 1, got {count}")
-    model, notes = run.load(wish.ema, device)
+    model, notes = run.load(wish.ema, device, wish.lora)
     kind = device.split(":")[0]
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{Worker.here().local_rank % torch.cuda.device_count()}"
@@ -214,6 +216,7 @@ def drawing(folder: Path, wish: Wish, device: str, threads: int | None) -> Itera
         watch("prompt").say(f"  not in the captions of {run.folder.name}, and not heard: {', '.join(strange)}")
     only = "" if way.cond is None else f"-{short(way.cond)}"
     only += "" if wish.ema is None else f"-ema{wish.ema:g}"
+    only += "" if wish.lora == 1 else f"-lora{wish.lora:g}"
     slug = model.slug(way)
     out = run.samples / f"step{notes['step']}-seed{way.seed}-{slug}{only}"
     pages_kept()

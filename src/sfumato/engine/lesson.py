@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sfumato.condition import Condition
 from sfumato.data import Dataset
+from sfumato.denoise import Denoiser
 from sfumato.engine.checkpoint import read_weights
 from sfumato.engine.config import Student
 from sfumato.engine.distributed import whole
@@ -27,7 +28,16 @@ from sfumato.models.diffusion import Diffusion, need_diffusion
 from sfumato.teaching import METHODS, Method, Task
 from sfumato.weighting import LogNormal
 
-__all__ = ["Lesson", "Objective"]
+__all__ = ["Lesson", "Objective", "OwnLoss"]
+
+
+class OwnLoss(Method):
+    """The loss that the teacher was trained by, which teaches nothing here."""
+
+    gives = "mean"
+
+    def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
+        return student.loss(task.x_0, task.cond, task.rng, task.t)
 
 
 class Lesson:

@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from sfumato.data import Dataset
-from sfumato.denoise import Denoiser
 from sfumato.engine.checkpoint import read_weights
 from sfumato.engine.config import Student
-from sfumato.engine.lesson import Lesson
+from sfumato.engine.lesson import Lesson, OwnLoss
 from sfumato.engine.nearness import Nearness
 from sfumato.models.base import GenerativeModel
-from sfumato.teaching import Method, Task
+from sfumato.teaching import Method
 
 __all__ = ["NEON", "WEIGHTS", "Correction", "corrected"]
 
@@ -33,15 +32,6 @@ WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 """The w of (2) that are tried; 0 leaves the model as it was."""
 
 
-class SelfTraining(Method):
-    """Equation (1)."""
-
-    gives = "mean"
-
-    def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
-        return student.loss(task.x_0, task.cond, task.rng, task.t)
-
-
 class Correction(Lesson):
     """The lesson of a run that corrects itself: it is shown what its teacher drew, which lies in its folder."""
 
@@ -49,7 +39,7 @@ class Correction(Lesson):
 
     @staticmethod
     def _first(student: Student) -> Method:
-        return SelfTraining()
+        return OwnLoss()
 
     def shown(self, dataset: Dataset) -> Dataset:
         drawn = read_weights(self.run.drawn, self.run.config.student.weights)

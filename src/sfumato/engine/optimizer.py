@@ -48,7 +48,9 @@ class Optimizer:
         for module, pace in paces.items():
             mine = hidden_matrices(module) if rule == "muon" and momentum else []
             chosen |= dict.fromkeys(mine, pace)
-            groups += [{"params": [p for p in module.parameters() if p not in chosen], "pace": pace}]
+            groups += [
+                {"params": [p for p in module.parameters() if p.requires_grad and p not in chosen], "pace": pace}
+            ]
         self.adam = torch.optim.AdamW(groups, betas=(0.9 * momentum, 0.99), weight_decay=0.01, fused=True)
         self.rest = [parameter for group in self.adam.param_groups for parameter in group["params"]]
         self.muon = Muon(chosen)

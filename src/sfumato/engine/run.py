@@ -29,6 +29,7 @@ from sfumato.errors import UserError
 from sfumato.files import exists, write_atomic
 from sfumato.models.base import GenerativeModel
 from sfumato.models.diffusion import Diffusion, DiffusionSpec
+from sfumato.nn.lora import adapt, merge
 from sfumato.sampler import Tuned
 
 __all__ = ["Run", "is_run", "latest", "restore"]
@@ -79,33 +80,34 @@ class Run:
         return self.folder / "log.jsonl"
 
     @staticmethod
-    def create(folder: Path, config: Config, dataset: Dataset) -> Run:
+    def create(folder: Path, config: Config, dataset: Dataset, like: GenerativeModel | None = None) -> Run:
         """Make the folder of a new run.
 
         Args:
             folder: which must not exist.
             config: of the run.
             dataset: that it is trained on.
+            like: of which it has the classes, the words and the codec; by default those of its data.
 
         Raises:
             UserError: the folder exists.
         """
         Run.refuse(folder)
-        run = Run.of(folder, config, dataset)
+        run = Run.of(folder, config, dataset, like)
         write_atomic(folder / "data.json", json.dumps(run.data, indent=2, ensure_ascii=False).encode())
         write_config(folder / "config.toml", config)
         return run
 
     @staticmethod
-    def of(folder: Path, config: Config, dataset: Dataset) -> Run:
+    def of(folder: Path, config: Config, dataset: Dataset, like: GenerativeModel | None = None) -> Run:
         """Return a run of which nothing is on disk yet; arguments as for :meth:`create`."""
         data = {
             "name": dataset.name,
             "count": len(dataset.items),
             "fingerprint": dataset.fingerprint,
-            "classes": list(dataset.classes) if config.model.classes else [],
-            "vocabulary": _vocabulary(config, dataset),
-            "codec": dataset.codec.to_dict(),
+            "classes": list((dataset if like is None else like).classes) if config.model.classes else [],
+            "vocabulary": _vocabulary(config, dataset) if like is None else _record(like.vocabulary),
+            "codec": (dataset if like is None else like).codec.to_dict(),
             "notes": list(dataset.notes),
         }
         return Run(folder, config, data)
@@ -175,13 +177,14 @@ class Run:
         }
 
     def load(
-        self, ema: float | None = None, device: str | torch.device | None = None, **changes: Any
+        self, ema: float | None = None, device: str | torch.device | None = None, lora: float = 1.0, **changes: Any
     ) -> tuple[GenerativeModel, dict[str, str]]:
         """Return the model with its newest averaged weights, and the notes of the checkpoint.
 
         Args:
             ema: horizon of the average, as a share of the run; by default the run's own.
             device: where it will compute; by default the fastest found.
+            lora: how much of what a run learned on top of another is taken, 1 for all; no other run has any.
             changes: of the config's model.
 
         Raises:
@@ -194,8 +197,13 @@ class Run:
             raise UserError(
                 f"{path}: damaged checkpoint ({reason}); 'sfumato resume {self.folder}' goes on from {found.path.name}"
             )
-        model = self.build(device, **changes)
+        model, rank = self.build(device, **changes), self.config.student.rank
+        if rank:
+            adapt(model, rank)
+        elif lora != 1.0:
+            raise UserError(f"{self.folder}: learned nothing on top of another run: leave --lora out")
         restore(model, found.tensors, "ema.", self.checkpoints)
+        merge(model, lora)
         # of the models that come along, older ones have no such note
         kept = float(found.notes.get("horizon", self.config.ema))
         if ema is not None and ema != kept:
@@ -262,6 +270,10 @@ def _vocabulary(config: Config, dataset: Dataset) -> dict[str, Any] | None:
     """Return the record of the words that a model hears, which are those of its data."""
     hears = isinstance(config.model, DiffusionSpec) and config.model.vocabulary
     return Vocabulary.of(dataset.captions, dataset.name).to_dict() if hears else None
+
+
+def _record(vocabulary: Vocabulary | None) -> dict[str, Any] | None:
+    return None if vocabulary is None else vocabulary.to_dict()
 
 
 def _vocabulary_of(data: Mapping[str, Any]) -> Vocabulary | None:

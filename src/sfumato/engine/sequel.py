@@ -69,11 +69,11 @@ def create(folder: Path, config: Config, dataset: Dataset, before: GenerativeMod
     Args:
         folder: that is made.
         config: of the sequel.
-        dataset: of the run before.
-        before: its averaged model.
+        dataset: that it learns.
+        before: the averaged model of the run before, whose classes, words and codec it keeps.
         student: what the sequel is taught; the fingerprint of the weights is filled in here.
     """
     weights = before.fingerprint()
-    run = Run.create(folder, replace(config, student=replace(student, weights=weights)), dataset)
+    run = Run.create(folder, replace(config, student=replace(student, weights=weights)), dataset, before)
     write_weights(run.teacher, before.state_dict(), {"weights": weights})
     return run

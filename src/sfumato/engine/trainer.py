@@ -39,6 +39,7 @@ from sfumato.engine.average import Averages
 from sfumato.engine.distributed import Workers, alike, local, parts_of, shard, whole
 from sfumato.engine.gauge import ByLevel, Levels
 from sfumato.engine.lesson import Lesson, Objective
+from sfumato.engine.lora import LORA, Adaptation
 from sfumato.engine.neon import NEON, Correction
 from sfumato.engine.optimizer import Optimizer
 from sfumato.engine.order import Order
@@ -108,7 +109,7 @@ class Trainer:
     def _take_up(self) -> None:
         """Begin to learn what is taught now, with averages and an optimiser that have seen nothing yet."""
         paces, method = self.learning.paces(), None if self.lesson is None else self.lesson.method
-        self.parameters = [parameter for module in paces for parameter in module.parameters()]
+        self.parameters = [each for module in paces for each in module.parameters() if each.requires_grad]
         momentum = (self.model if method is None else method).momentum
         self.optimizer = Optimizer(self.config.optimizer, paces, momentum=momentum)
         self.horizon = (method and method.ema) or self.config.ema
@@ -326,7 +327,8 @@ def _lesson(run: Run, model: GenerativeModel, device: torch.device) -> Lesson | 
     method = run.config.student.method
     if not method:
         return None
-    return (Correction if method == NEON else Lesson)(run, need_diffusion(model, "teaching"), device)
+    kind = {NEON: Correction, LORA: Adaptation}.get(method, Lesson)
+    return kind(run, need_diffusion(model, "teaching"), device)
 
 
 def _device(name: str) -> torch.device:

@@ -33,6 +33,7 @@ def sample(
     sampler: str | None = None,
     grid: str | None = None,
     ema: float | None = None,
+    lora: float = 1.0,
     first: int = 0,
     shards: int | None = None,
     format: Literal["png", "csv", "npz", "tar"] | None = None,
@@ -67,6 +68,7 @@ def sample(
         grid: where the steps stop: uniform, logsnr (the default), karras, trailing, or the times themselves, such as
             1,0.5,0.
         ema: horizon of the average of the weights, as a share of the run, in (0, 0.28]; by default the run's own, 0.1.
+        lora: how much is taken of what a run trained with --lora learned on top of the other: 1 all, 0 nothing.
         first: index of the first sample, to make again one that was seen.
         shards: parts in which they are made, each of whole batches; those that are done survive any crash.
         format: of a shard: png or csv (a folder), npz (arrays), tar (WebDataset); by default a file for each.
@@ -86,7 +88,7 @@ def sample(
     from sfumato.engine.generate import Wish, drawing, generate
     from sfumato.engine.machine import device_of
 
-    wish = Wish(seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away, prompt, also, worse)
+    wish = Wish(seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away, prompt, also, worse, lora)
     folder = None if out is None else Path(out)
     with drawing(Path(run), wish, device_of(device)[0], threads) as draws:
         indices = range(first, first + n)

@@ -35,6 +35,7 @@ def edit(
     sampler: str | None = None,
     grid: str | None = None,
     ema: float | None = None,
+    lora: float = 1.0,
     out: str | None = None,
     device: str | None = None,
 ) -> list[Path]:
@@ -69,6 +70,7 @@ def edit(
             unless the run was trained with some.
         grid: as for sample.
         ema: as for sample.
+        lora: as for sample.
         out: folder for the answers; by default one in the run.
         device: cpu, cuda or mps.
 
@@ -85,7 +87,7 @@ def edit(
 
     own = noise == "own"
     wish = Wish(
-        seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away, prompt, also, worse
+        seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away, prompt, also, worse, lora
     )  # fmt: skip
     hidden, folder = (None if each is None else Path(each) for each in (mask, out))
     share = (1.0 if own or mask is not None else 0.6) if strength is None else strength

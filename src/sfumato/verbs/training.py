@@ -49,6 +49,8 @@ def train(
     save_every: float = 30.0,
     resume: bool = False,
     tensorboard: bool = False,
+    lora: str | None = None,
+    rank: int | None = None,
 ) -> Path:
     """Train a model on some data. What is not given is chosen, and each choice is printed with its reason.
 
@@ -87,6 +89,10 @@ def train(
         save_every: seconds between checkpoints.
         resume: go on with the run if its folder exists, so that a scheduler may repeat the command.
         tensorboard: log for TensorBoard too, in the run's folder tensorboard/.
+        lora: folder of a run that few of these data adapt, by a small change of its weights: a style from 20 pictures.
+            What it is (model, size, classes, words) stays; time, steps, seed, batch, lr, device, save_every and out
+            may be given.
+        rank: of that change, matrix by matrix; by default 8.
 
     Returns:
         The folder of the run.
@@ -95,6 +101,11 @@ def train(
         UserError: bad data, an impossible choice, or a folder that exists.
     """
     asked = dict(locals())
+    del asked["lora"], asked["rank"]
+    if lora is not None or rank is not None:
+        from sfumato.engine.adapt import adapt
+
+        return adapt(lora, rank, asked)
     from sfumato.engine.asked import Asked
     from sfumato.engine.begin import begin
 
