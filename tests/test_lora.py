@@ -131,10 +131,10 @@ def test_shares_have_folders_of_their_own(adapted):
 def test_mistakes_are_one_line(base, bright, adapted, tmp_path, capsys):
     ask = ["train", bright, "--lora"]
     fails(capsys, [*ask, tmp_path / "none"], "no such run")
-    fails(capsys, [*ask, base, "--size", "base"], "--size is what the run of --lora has it")
+    fails(capsys, [*ask, base, "--size", "base"], "--size stays as the run below has it")
     fails(capsys, [*ask, base, "--rank", "0", "--out", tmp_path / "a"], "--rank must be at least 1")
     fails(capsys, ["train", "moons", "--lora", base, "--out", tmp_path / "b"], "the run knows 1x8x8")
-    fails(capsys, ["train", "digits", "--rank", "4", "--out", tmp_path / "c"], "--rank is of the change that --lora")
+    fails(capsys, ["train", "digits", "--rank", "4", "--out", tmp_path / "c"], "--rank goes with --lora")
     fails(capsys, ["sample", base, "--lora", "0.5"], "learned nothing on top of another run")
     strange = tmp_path / "strange"
     (strange / "cat").mkdir(parents=True)

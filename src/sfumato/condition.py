@@ -46,11 +46,13 @@ class Condition:
         label: (B,) indices of classes, ``NULL`` for none.
         words: (B, length) words by their places in a vocabulary, ``NULL`` where there is none.
         known: (B, 1 + C, H, W) what is known of a picture, as ``sfumato.known`` has it; None where nothing is.
+        hint: (B, 1, H, W) what it shall look like in outline, as ``sfumato.hint`` has it; None where nothing is told.
     """
 
     label: Tensor | None = None
     words: Tensor | None = None
     known: Tensor | None = None
+    hint: Tensor | None = None
 
     @staticmethod
     def of(rows: Sequence[Row], device: torch.device | None = None) -> Condition:
@@ -69,7 +71,7 @@ class Condition:
 
     @property
     def _wishes(self) -> dict[str, Tensor]:
-        return {name: part for name, part in self._parts.items() if name != "known"}
+        return {name: part for name, part in self._parts.items() if name in ("label", "words")}
 
     def __len__(self) -> int:
         return len(next(iter(self._parts.values())))
@@ -83,7 +85,7 @@ class Condition:
         return Condition(**{name: part.to(device) for name, part in self._parts.items()})
 
     def asking(self, row: Row) -> Condition:
-        """Return what asks all of these examples for one thing, ``NULL`` for nothing; what is known of them stays."""
+        """Return what asks all of these examples for one thing, ``NULL`` for nothing; known and hint stay."""
         return replace(self, **{
             name: torch.tensor(row, device=part.device).expand_as(part) for name, part in self._wishes.items()
         })  # fmt: skip

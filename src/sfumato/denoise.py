@@ -36,6 +36,7 @@ from sfumato.condition import Condition
 from sfumato.coupling import COUPLINGS
 from sfumato.dist import Normal, randn_like
 from sfumato.errors import UserError, choose
+from sfumato.hint import HINTS
 from sfumato.known import known, random_masks
 from sfumato.process import Gaussian, spread
 from sfumato.rows import ROWS, Estimate, input_scale
@@ -100,6 +101,7 @@ class Denoiser(nn.Module):
         coupling: which noise goes with which example in training, a key of ``sfumato.coupling.COUPLINGS``.
         drop: share of the examples whose condition is dropped in training, for guidance; condition.py.
         masks: whether the network is shown parts of the pictures in training, under random masks; known.py.
+        hint: what it is told of their outlines, a key of ``sfumato.hint.HINTS``; "" for nothing.
 
     Raises:
         UserError: an unknown name, sigma_data <= 0, or a parameterisation that cannot be inverted at t = 1
@@ -123,6 +125,7 @@ class Denoiser(nn.Module):
         coupling: str = "independent",
         drop: float = 0.0,
         masks: bool = False,
+        hint: str = "",
     ) -> None:
         super().__init__()
         choose("parameterisation", parameterisation, ROWS)
@@ -149,6 +152,7 @@ class Denoiser(nn.Module):
             raise UserError(f"the share of conditions to drop is in [0, 1), got {drop:g}")
         self.drop = drop
         self.masks = masks
+        self.hint = choose("hint", hint, HINTS) if hint else None
         self.sigma_data = sigma_data
         self.law: Law = LogNormal() if law is None else law
         self.register_buffer("mmse_logsnr", torch.linspace(-10, 12, 45))  # falling noise, as np.interp needs
@@ -216,6 +220,8 @@ class Denoiser(nn.Module):
         cond = None if cond is None else cond.dropped(self.drop, rng)
         if self.masks:
             cond = self.shown(x_0, random_masks(x_0, rng), cond)
+        if self.hint is not None:
+            cond = replace(Condition() if cond is None else cond, hint=self.hint(x_0))
         now = self.process.schedule.at(t)
         eps = self.coupled(x_0, randn_like(x_0, rng), None if cond is None else cond.label)
         estimate = self.forward(spread(now.alpha, x_0) * x_0 + spread(now.sigma, x_0) * eps, now, cond)

@@ -1,85 +1,126 @@
-"""A run that adapts another to few examples: its config and its folder; lora.py tells how."""
+"""A run that learns on top of another: its config and its folder; adaptation.py tells how."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sfumato.data import Dataset
 from sfumato.data import load as load_data
 from sfumato.data.image import ImageCodec
+from sfumato.engine.adaptation import CONTROL, LORA
 from sfumato.engine.asked import Asked, Choices
 from sfumato.engine.begin import RUNS, train_run
 from sfumato.engine.config import Student
 from sfumato.engine.distributed import joined
-from sfumato.engine.lora import LORA
 from sfumato.engine.machine import device_of
 from sfumato.engine.progress import Watch, watch
 from sfumato.engine.run import Run
 from sfumato.engine.sequel import Sequel, Usual, create
-from sfumato.errors import UserError, nearest
+from sfumato.errors import UserError, choose, nearest
+from sfumato.hint import HINTS
 from sfumato.models.base import GenerativeModel
 from sfumato.models.diffusion import need_diffusion
 
-__all__ = ["RANK", "Adapt", "adapt"]
+__all__ = ["HINT", "RANK", "adapt"]
 
 RANK = 8
 """Of the change of each weight, unless another is asked for."""
-USUAL = Usual(time=("2m", "enough for a style"), lr=(3e-3, "of what is 0 at first"))
+USUAL = {
+    LORA: Usual(time=("2m", "enough for a style"), lr=(3e-3, "of what is 0 at first")),
+    CONTROL: Usual(time=("5m", "enough to follow outlines"), lr=(1e-3, "of a branch that begins as the run")),
+}
+"""By the method."""
+HINT = "edges"
+"""What is followed, unless another hint is asked for."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Adapt(Sequel):
-    """What may be asked of such a run by ``sfumato.verbs.train``, with its defaults; None where the choice is ours."""
+class Upon(NamedTuple):
+    """What is learned on top of a run.
 
-    rank: int | None = None
+    Attributes:
+        folder: of the run.
+        method: a key of ``sfumato.engine.adaptation.ADAPTATIONS``.
+        rank: of the change of each weight, of "lora".
+        hint: what is followed, of "control".
+    """
+
+    folder: Path
+    method: str
+    rank: int = 0
+    hint: str = ""
 
 
-def adapt(lora: str | None, rank: int | None, asked: Mapping[str, Any]) -> Path:
-    """Adapt a run to data; see ``sfumato.verbs.train``.
+def adapt(asked: Mapping[str, Any], lora: str | None, rank: int | None, control: str | None, hint: str | None) -> Path:
+    """Learn on top of a run; see ``sfumato.verbs.train``.
 
     Args:
-        lora: folder of the run.
-        rank: of the change.
         asked: the other arguments of the verb.
+        lora: folder of a run whose weights change by low rank.
+        rank: of that change.
+        control: folder of a run that gets a branch.
+        hint: what that follows.
     """
-    if lora is None:
-        raise UserError("--rank is of the change that --lora learns: give that too, or leave it out")
-    run, data, wanted = Run.open(Path(lora)), asked["data"], _wanted(asked, rank)
-    model = need_diffusion(run.config.model, f"{lora}: --lora")
+    choices = Choices()
+    upon, wanted = _upon(lora, rank, control, hint, choices), _wanted(asked)
+    run = Run.open(upon.folder)
+    model = need_diffusion(run.config.model, f"{upon.folder}: --{upon.method}")
     if model.gives != "mean":
-        raise UserError(f"{lora}: is a student of '{run.config.student.teacher}'; adapt its teacher")
-    adapted = RUNS / f"{run.folder.name}-{Path(data).stem}" if asked["out"] is None else Path(asked["out"])
+        raise UserError(f"{upon.folder}: is a student of '{run.config.student.teacher}'; adapt its teacher")
+    if model.hint or (upon.hint and model.network != "unet"):
+        why = "follows outlines already" if model.hint else "is of points, and an outline is a picture's"
+        raise UserError(f"{upon.folder}: {why}; give another run to --{upon.method}")
+    named = f"{run.folder.name}-{upon.hint or Path(asked['data']).stem}"
+    adapted = RUNS / named if asked["out"] is None else Path(asked["out"])
     with joined(device_of(wanted.device)[0]) as workers:
         show = watch(leads=workers.leads)
         with workers.together():
             if workers.leads:
-                _prepare(data, run, adapted, wanted, show)
+                _prepare(asked["data"], run, upon, adapted, wanted, choices, show)
         return train_run(Run.open(adapted), workers, show)
 
 
-def _wanted(asked: Mapping[str, Any], rank: int | None) -> Adapt:
+def _upon(lora: str | None, rank: int | None, control: str | None, hint: str | None, choices: Choices) -> Upon:
+    """Return what is asked for, if it is one thing."""
+    if (lora is None) == (control is None):
+        raise UserError(
+            "give one of --lora and --control" if lora else "--rank goes with --lora, and --hint with --control"
+        )
+    if lora is not None:
+        if hint is not None:
+            raise UserError("--hint is what --control follows: leave it out, or give that instead of --lora")
+        rank = choices.take("rank", rank, RANK, "of the change of each weight")
+        if rank < 1:
+            raise UserError(f"--rank must be at least 1, got {rank}")
+        return Upon(Path(lora), LORA, rank=rank)
+    if rank is not None:
+        raise UserError("--rank is of the change that --lora learns: leave it out, or give that instead of --control")
+    told = choices.take("hint", hint, HINT, "what a drawing tells, and a picture of anything")
+    choose("hint", told, HINTS)
+    return Upon(Path(str(control)), CONTROL, hint=told)
+
+
+def _wanted(asked: Mapping[str, Any]) -> Sequel:
     """Return what may be asked, and refuse all else that was."""
-    ours = {field.name: asked[field.name] for field in fields(Adapt) if field.name in asked}
+    ours = {field.name: asked[field.name] for field in fields(Sequel) if field.name in asked}
     for field in fields(Asked):
         if field.name not in (*ours, "data", "out") and asked[field.name] != field.default:
-            raise UserError(f"--{field.name.replace('_', '-')} is what the run of --lora has it: leave it out")
-    return Adapt(rank=rank, **ours)
+            raise UserError(
+                f"--{field.name.replace('_', '-')} is as the run has it that this one begins with: leave it out"
+            )
+    return Sequel(**ours)
 
 
-def _prepare(data: str, run: Run, adapted: Path, wanted: Adapt, show: Watch) -> None:
-    """Make the folder of the adapted run, with the weights of the other in it."""
+def _prepare(data: str, run: Run, upon: Upon, adapted: Path, wanted: Sequel, choices: Choices, show: Watch) -> None:
+    """Make the folder of the new run, with the weights of the other in it."""
     Run.refuse(adapted)
     model, _ = run.load()
     dataset, side = _loaded(data, model)
-    choices = Choices()
-    rank = choices.take("rank", wanted.rank, RANK, "of the change of each weight")
-    if rank < 1:
-        raise UserError(f"--rank must be at least 1, got {rank}")
     config = replace(
-        wanted.config(run.config, USUAL, choices),
+        wanted.config(run.config, USUAL[upon.method], choices),
+        model=replace(need_diffusion(run.config.model, "adapting"), hint=upon.hint),
         data=data,
         resolution=side or 0,
         optimizer="adamw",
@@ -93,7 +134,7 @@ def _prepare(data: str, run: Run, adapted: Path, wanted: Adapt, show: Watch) -> 
     words = [] if model.vocabulary is None else model.vocabulary.strange(" ".join(filter(None, dataset.captions)))
     if words:
         show.say(f"  note       not in the captions of {run.folder.name}, and not heard: {', '.join(words)}")
-    create(adapted, config, dataset, model, Student(LORA, 0, run.folder.name, rank=rank))
+    create(adapted, config, dataset, model, Student(upon.method, 0, run.folder.name, rank=upon.rank))
 
 
 def _loaded(data: str, model: GenerativeModel) -> tuple[Dataset, int | None]:

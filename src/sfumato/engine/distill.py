@@ -62,6 +62,10 @@ def _refuse(run: Run) -> None:
     if model.gives != "mean":
         teacher = run.config.student.teacher
         raise UserError(f"{run.folder}: is a student of '{teacher}' itself; distil its teacher")
+    if model.hint:
+        raise UserError(
+            f"{run.folder}: follows outlines, which a student does not; distil '{run.config.student.teacher}'"
+        )
     if model.variance == "learned":
         raise UserError(f"{run.folder}: was trained with --learn-variance, which a student has no use for")
 

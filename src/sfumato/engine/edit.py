@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sfumato.condition import short
-from sfumato.data.decoding import decode
 from sfumato.data.image import ImageCodec, Pictures
-from sfumato.data.source import Array, Item
+from sfumato.data.source import Item
 from sfumato.defaults import GRID, SAMPLER
 from sfumato.engine.generate import Draws, Wish, drawing
+from sfumato.engine.given import digest, fitted, pictures, pixels
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
 from sfumato.files import need_empty, write_png
@@ -56,7 +55,7 @@ class Change:
     def slug(self) -> str:
         """Part of the name of a folder."""
         parts = [f"{self.strength:g}"]
-        parts += [] if self.mask is None else [str(self.fill), self.mask.stem, _digest(self.mask)[:8]]
+        parts += [] if self.mask is None else [str(self.fill), self.mask.stem, digest(self.mask)[:8]]
         parts += ["own"] * self.own + ([] if self.was is None else [short(self.was)])
         return "-".join(parts)
 
@@ -82,12 +81,12 @@ def edit(folder: Path, image: Path, change: Change, n: int, wish: Wish, out: Pat
     if change.mask is not None and change.fill is None:
         change = replace(change, fill=usual_fill(need_diffusion(Run.open(folder).config.model, "editing").masks))
     with _opened(folder, _usual(wish, change), device) as (draws, model, codec):
-        pixels = _pixels(image)
-        item = _fitted(image, pixels, codec)
-        kept = None if change.mask is None else _mask(change.mask, pixels.shape[:2], codec)
+        found = pixels(image)
+        item = fitted(image, found, codec)
+        kept = None if change.mask is None else _mask(change.mask, found.shape[:2], codec)
         own = Own(None if change.was is None else model.request(change.was)) if change.own else None
-        recipe: dict[str, Any] = {"image": _digest(image), "strength": change.strength}
-        recipe |= {} if change.mask is None else {"mask": _digest(change.mask), "fill": change.fill}
+        recipe: dict[str, Any] = {"image": digest(image), "strength": change.strength}
+        recipe |= {} if change.mask is None else {"mask": digest(change.mask), "fill": change.fill}
         recipe |= {"noise": "own", "was": change.was} if change.own else {}
         need_empty(out)
         made = [
@@ -113,11 +112,11 @@ def interpolate(
         device: where to compute.
     """
     with _opened(folder, wish, device) as (draws, model, codec):
-        ends = torch.cat([_fitted(image, _pixels(image), codec) for image in images])
+        ends = torch.cat([fitted(image, pixels(image), codec) for image in images])
         need_empty(out)
         made = interpolated(model, ends, n, draws.way)
         place = "-".join(["between", *(image.stem for image in images)])
-        recipe = {"images": [_digest(image) for image in images]}
+        recipe = {"images": [digest(image) for image in images]}
         return _written(draws, codec, place if out is None else out, ends[:0], made, recipe)
 
 
@@ -137,9 +136,7 @@ def _opened(folder: Path, wish: Wish, device: str) -> Iterator[tuple[Draws, Diff
     """Open a run of pictures to change some."""
     with drawing(folder, wish, device, None) as draws:
         model = need_diffusion(draws.model, "editing")
-        if not isinstance(model.codec, ImageCodec):
-            raise UserError(f"{folder}: a run of points, and pictures alone can be edited")
-        yield draws, model, model.codec
+        yield draws, model, pictures(model.codec)
 
 
 def _written(
@@ -154,28 +151,11 @@ def _written(
     return [*files, write_png(folder / "grid.png", codec.picture(torch.cat([given, made])), told)]
 
 
-def _fitted(path: Path, pixels: Array, codec: ImageCodec) -> Tensor:
-    """Bring a picture to the shape and levels of a codec, (1, C, H, W)."""
-    fitted = torch.tensor(Pictures().fit(Item(path.name, pixels), codec.dims))[None]
-    return codec.decode(replace(codec, levels=256).encode(fitted))
-
-
 def _mask(path: Path, size: tuple[int, ...], codec: ImageCodec) -> Tensor:
     """Read a mask for a picture of some height and width, true where it is kept, (H, W)."""
-    pixels = _pixels(path)
-    if pixels.shape[:2] != size:
-        ours, theirs = ("x".join(map(str, each)) for each in (pixels.shape[:2], size))
+    found = pixels(path)
+    if found.shape[:2] != size:
+        ours, theirs = ("x".join(map(str, each)) for each in (found.shape[:2], size))
         raise UserError(f"{path}: a mask of {ours} for a picture of {theirs}; give one of the same size")
-    fitted = Pictures().fit(Item(path.name, pixels), (1, codec.height, codec.width))
+    fitted = Pictures().fit(Item(path.name, found), (1, codec.height, codec.width))
     return torch.from_numpy(fitted[0] < 128)
-
-
-def _pixels(path: Path) -> Array:
-    found = decode(lambda: path.open("rb"))
-    if isinstance(found, str):
-        raise UserError(f"{path}: {found}")
-    return found[0]
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sfumato.condition import Row, short
 from sfumato.engine.formats import FORMATS, Batch, Part, format_of
+from sfumato.engine.given import digest, fitted, pictures, pixels
 from sfumato.engine.interrupt import Interrupt
 from sfumato.engine.machine import pages_kept, threaded
 from sfumato.engine.progress import Watch, duration, watch
@@ -50,6 +51,7 @@ class Wish:
         also: classes or sentences that are asked for beside, each with its weight after a colon if it has its own.
         worse: share of the run after which the model was what to go away from; None for no such.
         lora: how much of what the run learned on top of another is taken.
+        hint: file of a picture whose outline is followed.
     """
 
     seed: int = 0
@@ -66,6 +68,7 @@ class Wish:
     also: tuple[str, ...] = ()
     worse: float | None = None
     lora: float = 1.0
+    hint: Path | None = None
 
     def way(self, model: GenerativeModel) -> Way:
         """Return the way that this is with a model.
@@ -82,6 +85,7 @@ class Wish:
             grid=self.grid,
             cond=self._cond(model),
             guidance=self._guidance(model),
+            hint=None if self.hint is None else fitted(self.hint, pixels(self.hint), pictures(model.codec)),
         )
 
     def _cond(self, model: GenerativeModel) -> Row | None:
@@ -217,11 +221,13 @@ def drawing(folder: Path, wish: Wish, device: str, threads: int | None) -> Itera
     only = "" if way.cond is None else f"-{short(way.cond)}"
     only += "" if wish.ema is None else f"-ema{wish.ema:g}"
     only += "" if wish.lora == 1 else f"-lora{wish.lora:g}"
+    hint = {} if wish.hint is None else {"hint": digest(wish.hint)}
+    only += f"-like-{wish.hint.stem}-{hint['hint'][:8]}" if wish.hint else ""
     slug = model.slug(way)
     out = run.samples / f"step{notes['step']}-seed{way.seed}-{slug}{only}"
     pages_kept()
     with threaded(count):
-        yield Draws(model, way, run.recipe(model, notes) | _told(model, way), out, kind, count)
+        yield Draws(model, way, run.recipe(model, notes) | _told(model, way) | hint, out, kind, count)
 
 
 def _told(model: GenerativeModel, way: Way) -> dict[str, Any]:
@@ -230,7 +236,7 @@ def _told(model: GenerativeModel, way: Way) -> dict[str, Any]:
     def words(cond: Row | None) -> str | None:
         return None if cond is None else next(iter(model.named(cond).values()))
 
-    told = {key: value for key, value in asdict(way).items() if key not in ("cond", "guidance")}
+    told = {key: value for key, value in asdict(way).items() if key not in ("cond", "guidance", "hint")}
     told["asked for"] = words(way.cond)
     if way.guidance is None:
         return told

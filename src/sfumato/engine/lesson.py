@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -54,11 +54,13 @@ class Lesson:
 
     keeps_averages = True
     """Whether another average of the weights may be made afterwards."""
+    base: ClassVar[dict[str, Any]] = {"gives": "mean"}
+    """What the teacher's model has that the run's may have otherwise."""
 
     def __init__(self, run: Run, model: Diffusion, device: torch.device) -> None:
         first = self._first(run.config.student)
         weights = read_weights(run.teacher, run.config.student.weights)
-        self.teacher = need_diffusion(run.build(device, gives="mean"), "teaching")
+        self.teacher = need_diffusion(run.build(device, **self.base), "teaching")
         restore(self.teacher, weights, "", run.teacher)
         last = first.finish(need_diffusion(run.config.model, "teaching").stops)
         methods = (first,) if last is None else (first, last)

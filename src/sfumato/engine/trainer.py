@@ -35,11 +35,11 @@ from sfumato.data import Dataset
 from sfumato.data.stream import Stream
 from sfumato.dist import rand, stream
 from sfumato.engine import checkpoint
+from sfumato.engine.adaptation import ADAPTATIONS
 from sfumato.engine.average import Averages
 from sfumato.engine.distributed import Workers, alike, local, parts_of, shard, whole
 from sfumato.engine.gauge import ByLevel, Levels
 from sfumato.engine.lesson import Lesson, Objective
-from sfumato.engine.lora import LORA, Adaptation
 from sfumato.engine.neon import NEON, Correction
 from sfumato.engine.optimizer import Optimizer
 from sfumato.engine.order import Order
@@ -327,7 +327,7 @@ def _lesson(run: Run, model: GenerativeModel, device: torch.device) -> Lesson | 
     method = run.config.student.method
     if not method:
         return None
-    kind = {NEON: Correction, LORA: Adaptation}.get(method, Lesson)
+    kind = ({NEON: Correction} | ADAPTATIONS).get(method, Lesson)
     return kind(run, need_diffusion(model, "teaching"), device)
 
 

@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -80,6 +80,7 @@ class Way:
         cond: what is asked for, a class index or the words of a sentence; None for every class, or sentence that the
             model keeps, in turn.
         guidance: towards it; None for the model as it was trained.
+        hint: (1, *raw) a picture whose outline is followed; None for none.
     """
 
     seed: int
@@ -88,6 +89,7 @@ class Way:
     grid: str
     cond: Row | None = None
     guidance: Guidance | None = None
+    hint: Tensor | None = field(default=None, compare=False)
 
 
 class Learner(Protocol):
@@ -182,6 +184,11 @@ class GenerativeModel(nn.Module, ABC):
     @property
     def knows_null(self) -> bool:
         """Whether it has learned to draw under the null condition too; see condition.py."""
+        return False
+
+    @property
+    def follows(self) -> bool:
+        """Whether it has learned to follow the outline of a picture; see hint.py."""
         return False
 
     @property
@@ -302,6 +309,7 @@ class GenerativeModel(nn.Module, ABC):
         grid: str | None = None,
         cond: Row | None = None,
         guidance: Guidance | None = None,
+        hint: Tensor | None = None,
     ) -> Way:
         """Return a way to draw, with this model's usual steps, sampler and grid where None is given.
 
@@ -312,11 +320,14 @@ class GenerativeModel(nn.Module, ABC):
             grid: name of the grid.
             cond: class index, or what :meth:`prompt` gives; by default every class, or kept sentence, in turn.
             guidance: towards it; by default the model as it was trained.
+            hint: (1, *raw) a picture whose outline is followed, by a model that was trained to.
 
         Raises:
             UserError: this model draws in no such way.
         """
-        return Way(seed, *self.usual(steps, method, grid, guidance), cond, guidance)
+        if hint is not None and not self.follows:
+            raise UserError("this run follows no outline: train a branch that does on top of it (train --control RUN)")
+        return Way(seed, *self.usual(steps, method, grid, guidance), cond, guidance, hint)
 
     @abstractmethod
     def usual(

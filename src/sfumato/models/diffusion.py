@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import ClassVar, Literal, overload
 
@@ -54,6 +54,7 @@ class DiffusionSpec(Spec):
         coupling: a key of ``sfumato.coupling.COUPLINGS``.
         drop: share of the examples whose condition is dropped in training, for guidance.
         masks: whether a U-Net is shown parts of pictures in training, to complete them.
+        hint: what a U-Net follows by a branch of its own, a key of ``sfumato.hint.HINTS``; "" for nothing.
         vocabulary: number of words that a U-Net hears, 0 for none.
         tokens: words of a sentence, at most.
         variance: of the reverse step: "learned" by the network, for the sampler "ancestral-learned", or "fixed".
@@ -79,6 +80,7 @@ class DiffusionSpec(Spec):
     coupling: str = "independent"
     drop: float = 0.0
     masks: bool = False
+    hint: str = ""
     vocabulary: int = 0
     tokens: int = 0
     variance: Literal["fixed", "learned"] = "fixed"
@@ -102,6 +104,7 @@ class DiffusionSpec(Spec):
                 vocabulary=self.vocabulary,
                 tokens=self.tokens,
                 known=self.masks,
+                hint=bool(self.hint),
                 dropout=self.dropout,
                 out=heads * codec.dims[0],
                 ends=self.gives == "map",
@@ -134,6 +137,7 @@ class DiffusionSpec(Spec):
             coupling=self.coupling,
             drop=self.drop,
             masks=self.masks,
+            hint=self.hint,
         )
         return Diffusion(denoiser, codec, tuple(classes), self.sampler, self.stops, vocabulary)
 
@@ -204,8 +208,13 @@ class Diffusion(GenerativeModel):
         return bool(self.classes or self.vocabulary) and self.denoiser.drop > 0
 
     @property
+    def follows(self) -> bool:
+        return self.denoiser.hint is not None
+
+    @property
     def abilities(self) -> tuple[str, ...]:
         filling = ("what a mask hides, by training",) * self.denoiser.masks
+        filling += ("an outline that is followed",) * self.follows
         exact = ("log p(x)", "the noise behind x") * tells_mean(self.denoiser)
         more = ("more or less of what is asked for, by guidance",) * (self.knows_null and self.denoiser.gives == "mean")
         return (*super().abilities, *more, *filling, "samples in any number of calls", *exact)
@@ -276,6 +285,8 @@ class Diffusion(GenerativeModel):
         rng = [stream(way.seed, i) for i in indices]
         blank = torch.zeros(len(indices), *self.codec.dims, device=self.device)
         cond = self.conditions(indices, way.cond)
+        if way.hint is not None:
+            cond = self.following(way.hint, len(indices), cond)
         model = self.asked(None if cond is None else cond.to(self.device), way.guidance)
         start = model.process.prior(blank, float(stops[0])).sample(rng)
         with self.resting():
@@ -305,6 +316,18 @@ class Diffusion(GenerativeModel):
         towards = [(wanted, guidance.weight)]
         towards += [(Given(self.denoiser, _asking(cond, row)), weight) for row, weight in guidance.also]
         return Guided(self._base(cond, guidance), towards, guidance.interval, guidance.rescale)
+
+    def following(self, picture: Tensor, n: int, cond: Condition | None = None) -> Condition:
+        """Return conditions of n samples that follow a picture's outline.
+
+        Args:
+            picture: (1, *raw) as the codec takes it.
+            n: how many.
+            cond: what is asked for beside.
+        """
+        assert self.denoiser.hint is not None
+        hint = self.denoiser.hint(self.codec.encode(picture).to(self.device)).expand(n, -1, -1, -1)
+        return replace(Condition() if cond is None else cond, hint=hint)
 
     def _base(self, cond: Condition | None, guidance: Guidance) -> Given:
         """Return what guidance goes away from."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.condition import Condition
+from sfumato.nn.control import Control
 from sfumato.nn.layers import AFTER_SILU, Attention, Conditioning, channel_norm, started
 from sfumato.nn.text import Cross, Heard, TextEncoder
 
@@ -34,6 +35,7 @@ class UNet(nn.Module):
             them, or the only one.
         tokens: words of a sentence, at most.
         known: whether it is shown what is known of a picture; by default nothing is.
+        hint: whether it has a branch that follows a hint; see control.py.
         dropout: probability of dropping a hidden activation in training.
         out: channels of the output; by default as many as of the images.
         ends: whether the network hears the level at which a step ends.
@@ -54,6 +56,7 @@ class UNet(nn.Module):
         vocabulary: int = 0,
         tokens: int = 0,
         known: bool = False,
+        hint: bool = False,
         dropout: float = 0.0,
         out: int | None = None,
         ends: bool = False,
@@ -83,6 +86,8 @@ class UNet(nn.Module):
         self.film_sizes = [2 * w for w in (*widths, *reversed(widths)) for _ in range(blocks)]
         self.film = started(nn.Linear(embedding, sum(self.film_sizes)), 0.0)
         self.outlet = started(nn.Conv2d(widths[0], out or channels, 3, padding=1), 0.0)
+        sizes = self.film_sizes[: len(widths) * blocks]
+        self.control = Control(self.down, self.shrink, self.film, sizes) if hint else None
 
     @property
     def parts(self) -> list[tuple[nn.Module, int]]:
@@ -104,14 +109,18 @@ class UNet(nn.Module):
         if x.ndim != 4 or x.shape[1] != self.channels:
             raise ValueError(f"this U-Net takes pictures (B, {self.channels}, H, W), got {tuple(x.shape)}")
         said = Condition() if cond is None else cond
-        seen = self._with_known(x, said.known)
         height, width = x.shape[2:]
-        fits = height % self.multiple == width % self.multiple == 0
-        padded = seen if fits else F.pad(seen, (0, -width % self.multiple, 0, -height % self.multiple))
+        margin = (0, -width % self.multiple, 0, -height % self.multiple)
+        fits = not any(margin)
+        seen = self._with_known(x, said.known)
+        padded = seen if fits else F.pad(seen, margin)
+        if self.control is None and said.hint is not None:
+            raise ValueError("cond has a hint, but this network was built with hint=False")
+        hint = said.hint if fits or said.hint is None else F.pad(said.hint, margin)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             heard = self._heard(said.words)
             sentence = None if heard is None else heard.words[:, 0]
-            out = self._forward(padded, self.conditioning(level, said.label, to, sentence), heard)
+            out = self._forward(padded, self.conditioning(level, said.label, to, sentence), heard, hint)
         return (out if fits else out[:, :, :height, :width]).to(x.dtype).contiguous()
 
     def _heard(self, words: Tensor | None) -> Heard | None:
@@ -133,13 +142,15 @@ class UNet(nn.Module):
         nothing = torch.zeros_like(torch.cat([x[:, :1], x], 1))
         return torch.cat([x, nothing if known is None else known], 1)
 
-    def _forward(self, x: Tensor, conditioning: Tensor, heard: Heard | None) -> Tensor:
+    def _forward(self, x: Tensor, conditioning: Tensor, heard: Heard | None, hint: Tensor | None) -> Tensor:
         films = iter(self.film(conditioning)[:, :, None, None].split(self.film_sizes, 1))
         # channels-last memory from here on; said with permute, which vmap knows, unlike memory formats
         h = self.inlet(x).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
         skips = []
+        added = None if self.control is None or hint is None else self.control(h, hint, conditioning, heard)
         for stage, shrink in zip(self.down, [*self.shrink, None], strict=True):
             h = stage(h, films, heard)
+            h = h if added is None else h + next(added)
             if shrink is not None:
                 skips.append(h)
                 h = shrink(h)

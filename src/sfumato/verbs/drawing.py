@@ -34,6 +34,7 @@ def sample(
     grid: str | None = None,
     ema: float | None = None,
     lora: float = 1.0,
+    hint: str | None = None,
     first: int = 0,
     shards: int | None = None,
     format: Literal["png", "csv", "npz", "tar"] | None = None,
@@ -68,6 +69,7 @@ def sample(
         grid: where the steps stop: uniform, logsnr (the default), karras, trailing, or the times themselves, such as
             1,0.5,0.
         ema: horizon of the average of the weights, as a share of the run, in (0, 0.28]; by default the run's own, 0.1.
+        hint: a picture whose outline samples shall have, of a run trained with --control.
         lora: how much is taken of what a run trained with --lora learned on top of the other: 1 all, 0 nothing.
         first: index of the first sample, to make again one that was seen.
         shards: parts in which they are made, each of whole batches; those that are done survive any crash.
@@ -88,7 +90,8 @@ def sample(
     from sfumato.engine.generate import Wish, drawing, generate
     from sfumato.engine.machine import device_of
 
-    wish = Wish(seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away, prompt, also, worse, lora)
+    wish = Wish(seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away, prompt, also, worse, lora,
+                None if hint is None else Path(hint))  # fmt: skip
     folder = None if out is None else Path(out)
     with drawing(Path(run), wish, device_of(device)[0], threads) as draws:
         indices = range(first, first + n)

@@ -51,6 +51,8 @@ def train(
     tensorboard: bool = False,
     lora: str | None = None,
     rank: int | None = None,
+    control: str | None = None,
+    hint: Literal["edges", "mask"] | None = None,
 ) -> Path:
     """Train a model on some data. What is not given is chosen, and each choice is printed with its reason.
 
@@ -93,6 +95,8 @@ def train(
             What it is (model, size, classes, words) stays; time, steps, seed, batch, lr, device, save_every and out
             may be given.
         rank: of that change, matrix by matrix; by default 8.
+        control: folder of a run that gets a branch beside it, which follows outlines (ControlNet); else as lora.
+        hint: what it follows: edges (by default), or the mask of what is not ground.
 
     Returns:
         The folder of the run.
@@ -101,11 +105,11 @@ def train(
         UserError: bad data, an impossible choice, or a folder that exists.
     """
     asked = dict(locals())
-    del asked["lora"], asked["rank"]
-    if lora is not None or rank is not None:
+    upon = [asked.pop(name) for name in ("lora", "rank", "control", "hint")]
+    if any(each is not None for each in upon):
         from sfumato.engine.adapt import adapt
 
-        return adapt(lora, rank, asked)
+        return adapt(asked, *upon)
     from sfumato.engine.asked import Asked
     from sfumato.engine.begin import begin
 
