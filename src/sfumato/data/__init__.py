@@ -39,6 +39,7 @@ _FILES = {  # paths are offered from top to bottom; the first that does not say 
     "emoji": _Entry(names=("emoji",)),
     "toys": _Entry(names=("moons", "ring8", "grid25", "spirals", "checkerboard", "points")),
     "points": _Entry(kind="points", paths=True),
+    "latents": _Entry(kind="latents"),
     "arrays": _Entry(paths=True),
     "idx": _Entry(paths=True),
     "folder": _Entry(paths=True),

@@ -68,6 +68,11 @@ class ImageCodec:
         """2 / (levels - 1). Half of it added to the outermost levels leaves [-1, 1]: bins are all of one width."""
         return 2 / (self.levels - 1)
 
+    @property
+    def pixel(self) -> ImageCodec:
+        """Itself; a codec of latents names that of its pictures so."""
+        return self
+
     def encode(self, items: Tensor) -> Tensor:
         """uint8 (N, C, H, W) -> float32 in [-1, 1]."""
         return items.to(torch.float32) * self.level_width - 1

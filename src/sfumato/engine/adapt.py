@@ -139,8 +139,9 @@ def _prepare(data: str, run: Run, upon: Upon, adapted: Path, wanted: Sequel, cho
 
 def _loaded(data: str, model: GenerativeModel) -> tuple[Dataset, int | None]:
     """Load data of a model's shape, and return them with the longest side that they had to be brought to, if any."""
-    dataset, dims, side = load_data(data), model.codec.dims, None
-    if dataset.codec.dims != dims and isinstance(dataset.codec, ImageCodec) and isinstance(model.codec, ImageCodec):
+    own = getattr(model.codec, "pixel", model.codec)
+    dataset, dims, side = load_data(data), own.dims, None
+    if dataset.codec.dims != dims and isinstance(dataset.codec, ImageCodec) and isinstance(own, ImageCodec):
         side = max(dims[1:])
         dataset = load_data(data, resolution=side)
     if dataset.codec.dims != dims:

@@ -27,6 +27,8 @@ class Asked:
     classes: bool = False
     text: bool = False
     masks: bool = False
+    latent: bool = False
+    codec: str | None = None
     out: str | None = None
     seed: int = 0
     batch: int | None = None

@@ -6,6 +6,7 @@ Rank 0 looks at the data, chooses what was left open and makes the folder; the o
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from sfumato.data import Dataset
@@ -13,6 +14,7 @@ from sfumato.data import load as load_data
 from sfumato.engine.asked import Asked, Choices
 from sfumato.engine.choices import configure
 from sfumato.engine.distributed import Workers, joined, restarted, world
+from sfumato.engine.latent import autoencoder
 from sfumato.engine.machine import device_of, tuned
 from sfumato.engine.progress import Watch, duration, watch
 from sfumato.engine.run import Run, latest
@@ -20,6 +22,7 @@ from sfumato.engine.session import Session
 from sfumato.engine.trainer import Trainer
 from sfumato.engine.worker import sole
 from sfumato.errors import UserError
+from sfumato.models.latent import LatentCodec
 
 __all__ = ["RUNS", "begin", "go_on", "train_run"]
 
@@ -30,6 +33,12 @@ RUNS = Path("runs")
 def begin(asked: Asked) -> Path:
     """Start a run and train it to its end; see ``sfumato.verbs.train``."""
     device, _ = device_of(asked.device)
+    if asked.latent and asked.codec is None:
+        named = asked.data if asked.out is None else asked.out
+        own = begin(
+            autoencoder(asked, RUNS / f"{Path(named).stem}-codec" if asked.out is None else Path(f"{named}-codec"))
+        )
+        asked = replace(asked, codec=str(own))
     with joined(device) as workers:
         show = watch(leads=workers.leads)
         with workers.together():
@@ -48,14 +57,29 @@ def _prepare(asked: Asked, show: Watch) -> tuple[Path, Dataset]:
         show.say(f"{folder}: exists, and goes on with what its config.toml says")
         return folder, dataset
     Run.refuse(folder)
-    choices = Choices()
+    choices, latents = Choices(), None
+    if asked.codec is not None:
+        latents = _latents(asked.codec, dataset)
+        show.say(f"{dataset.name}: to latents by {asked.codec}")
+        dataset = latents.encoded(dataset)
     config = configure(dataset, asked, choices, world())
     shape = "x".join(map(str, dataset.codec.dims))
     show.say(f"{dataset.name}: {len(dataset.items):,} examples of {shape}, {len(dataset.classes)} classes -> {folder}")
     for line in (*(f"  note       {note}" for note in dataset.notes), *choices.lines):
         show.say(line)
     Run.create(folder, config, dataset)
+    if latents is not None:
+        latents.copy(folder / "codec")
     return folder, dataset
+
+
+def _latents(codec: str, dataset: Dataset) -> LatentCodec:
+    """Return the latents of a trained autoencoder, of pictures of the shape of some data."""
+    found = Run.open(Path(codec)).latents()
+    if found.pixel != dataset.codec:
+        ours, theirs = ("x".join(map(str, each.dims)) for each in (dataset.codec, found.pixel))
+        raise UserError(f"{codec}: an autoencoder of {theirs}, and the data are {ours}: train one on them")
+    return found
 
 
 def go_on(run: str | None) -> Path:

@@ -40,6 +40,9 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
         raise UserError("a model hears classes or sentences: give either --classes or --text")
     device, why = device_of(asked.device)
     choices.take("device", asked.device, device, why)
+    if asked.codec is not None and (asked.likelihood or asked.masks):
+        word = "likelihood" if asked.likelihood else "masks"
+        raise UserError(f"--{word} is of pixels, and a model of latents sees none: leave it out, or --latent")
     if asked.shard and workers == 1:
         raise UserError("--shard splits the weights over several processes: start them with torchrun")
     if asked.accumulate < 1:
@@ -50,7 +53,7 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
     points = dataset.codec.kind == "points"
     threads = 1 if points else torch.get_num_threads()
     choices.take("threads", None, threads, "points are too few numbers to share" if points else "all that there are")
-    little = points or dims[-1] * dims[-2] <= 16 * 16
+    little = points or (dataset.codec.kind == "image" and dims[-1] * dims[-2] <= 16 * 16)
     time, why = ("2m", "enough for data this small") if little else ("10m", "enough for a first good model")
     steps, seconds = length(asked.time, asked.steps, time, why, choices)
     shape = "x".join(map(str, dims))

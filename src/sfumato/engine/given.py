@@ -31,14 +31,15 @@ def pixels(path: Path) -> Array:
 
 
 def pictures(codec: Codec) -> ImageCodec:
-    """Return the codec of a run, if it is one of pictures.
+    """Return the codec of a run's pictures, of latents too.
 
     Raises:
         UserError: it is a run of points.
     """
-    if not isinstance(codec, ImageCodec):
+    found = getattr(codec, "pixel", None)
+    if not isinstance(found, ImageCodec):
         raise UserError("a run of points, and pictures alone can be edited or followed")
-    return codec
+    return found
 
 
 def fitted(path: Path, found: Array, codec: ImageCodec) -> Tensor:

@@ -28,7 +28,8 @@ class Nearness:
     """
 
     def __init__(self, dataset: Dataset, say: Callable[[str], None]) -> None:
-        self.features, _ = features_of(None, dataset.codec.dims)
+        self.codec = dataset.codec
+        self.features, _ = features_of(None, self.codec.dims)
         held = dataset if dataset.test is None else dataset.test
         self.known = reference(dataset.in_memory(), held.in_memory(), self.features).train
         self.say = say
@@ -42,6 +43,6 @@ class Nearness:
             way: as for ``GenerativeModel.states``.
         """
         states = torch.cat(list(model.states(max(DRAWN, 2 * self.features.dim), seed=SEED, **way)))
-        distance = frechet(self.features(model.codec.encode(model.codec.decode(states))), self.known)
+        distance = frechet(self.features(self.codec.encode(model.codec.decode(states))), self.known)
         self.say(f"{what}: frechet[{self.features.name}] to training examples {distance:.4g}")
         return distance

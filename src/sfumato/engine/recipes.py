@@ -78,7 +78,18 @@ GRID_LEVELS = 3
 """Of a VAE with a grid of latents; each but the first halves the sides."""
 RUNGS = 3
 """Levels of a ladder for points; for pictures they are those of the networks."""
-DIFFUSIONS = ("text", "masks", "coupling", "schedule", "parameterisation", "weighting", "likelihood", "learn_variance")
+DIFFUSIONS = (
+    "text",
+    "masks",
+    "latent",
+    "codec",
+    "coupling",
+    "schedule",
+    "parameterisation",
+    "weighting",
+    "likelihood",
+    "learn_variance",
+)
 """What may be asked of a diffusion model alone."""
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from sfumato import __version__
 from sfumato.condition import Vocabulary
-from sfumato.data import NAMES, Dataset, codec_from
+from sfumato.data import NAMES, Codec, Dataset, codec_from
 from sfumato.data import load as load_data
 from sfumato.engine import checkpoint
 from sfumato.engine.average import early, put, reconstructed
@@ -29,6 +29,8 @@ from sfumato.errors import UserError
 from sfumato.files import exists, write_atomic
 from sfumato.models.base import GenerativeModel
 from sfumato.models.diffusion import Diffusion, DiffusionSpec
+from sfumato.models.latent import LatentCodec
+from sfumato.models.vae import GridVAE
 from sfumato.nn.lora import adapt, merge
 from sfumato.sampler import Tuned
 
@@ -96,6 +98,8 @@ class Run:
         run = Run.of(folder, config, dataset, like)
         write_atomic(folder / "data.json", json.dumps(run.data, indent=2, ensure_ascii=False).encode())
         write_config(folder / "config.toml", config)
+        if like is not None and isinstance(like.codec, LatentCodec):
+            like.codec.copy(folder / "codec")
         return run
 
     @staticmethod
@@ -153,7 +157,25 @@ class Run:
             changes: of the config's model; its precision is by default what :meth:`precision` says.
         """
         spec = replace(self.config.model, **({"precision": self.precision(device)} | changes))
-        return spec.build(codec_from(self.data["codec"]), self.data["classes"], _vocabulary_of(self.data))
+        return spec.build(self.codec(), self.data["classes"], _vocabulary_of(self.data))
+
+    def codec(self) -> Codec:
+        """Return the codec of the run's data: of a run of latents, by the autoencoder in its folder."""
+        inner = self.folder / "codec"
+        return Run.open(inner).latents() if inner.is_dir() else codec_from(self.data["codec"])
+
+    def latents(self) -> LatentCodec:
+        """Return what the autoencoder of this run makes of pictures.
+
+        Raises:
+            UserError: it is no run of an autoencoder, or one that is not trained to its end.
+        """
+        model, _ = self.load()
+        if not isinstance(model, GridVAE):
+            raise UserError(
+                f"{self.folder}: a {model.family}, and latents come from an autoencoder (train --model autoencoder)"
+            )
+        return LatentCodec(model.requires_grad_(False), self.folder)
 
     def dataset(self) -> Dataset:
         """Load the data the run is trained on, as its config says; see ``sfumato.data.load``.

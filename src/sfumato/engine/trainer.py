@@ -47,6 +47,7 @@ from sfumato.engine.run import Run, restore
 from sfumato.errors import UserError
 from sfumato.models.base import GenerativeModel
 from sfumato.models.diffusion import need_diffusion
+from sfumato.models.latent import LatentCodec
 from sfumato.process import spread
 
 __all__ = ["Trainer"]
@@ -85,6 +86,8 @@ class Trainer:
             torch.manual_seed(stream(self.config.seed, WEIGHTS).initial_seed())
             self.model = run.build(self.device).to(self.device)
             self.lesson = _lesson(run, self.model, self.device)
+        if isinstance(self.model.codec, LatentCodec):
+            self.dataset = dataset = self.model.codec.encoded(dataset)
         self.shown = dataset if self.lesson is None else self.lesson.shown(dataset)
         self.order = Order((self.config.seed, ORDER), len(self.shown.items), self.config.batch)
         self.ema, self.short = (copy.deepcopy(self.model).requires_grad_(False).eval() for _ in range(2))

@@ -289,6 +289,9 @@ class LadderVAE(VAE):
 class GridVAE(VAE):
     """A VAE with a grid of latents, which may hear a critic: its pictures are sharper, and farther from the data.
 
+    Attributes:
+        shape: of the latents of a picture, (channels, height, width).
+
     Args:
         networks: of pictures of unit variance.
         codec: between the user's items and states.
@@ -311,6 +314,7 @@ class GridVAE(VAE):
     ) -> None:
         super().__init__(networks, codec, (), math.prod(networks.shape), beta, sigma_data)
         self.critic, self.adversary = critic, adversary
+        self.shape = networks.shape
         self.momentum = critic is None
 
     def _told(self, x: Tensor, cond: Condition | None, found: Inferred) -> Tensor | float:

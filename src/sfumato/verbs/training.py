@@ -26,6 +26,8 @@ def train(
     classes: bool = False,
     text: bool = False,
     masks: bool = False,
+    latent: bool = False,
+    codec: str | None = None,
     out: str | None = None,
     seed: int = 0,
     batch: int | None = None,
@@ -68,6 +70,9 @@ def train(
         classes: learn the classes of the data, to sample one of them.
         text: learn the captions of the data, to sample what a sentence says.
         masks: learn to complete pictures of which a part is known, for edit --mask.
+        latent: learn the latents of an autoencoder instead of pixels: for larger pictures. It is trained before, in
+            half as much time as is asked for, in a folder of its own beside the run (-codec).
+        codec: folder of a trained autoencoder (train --model autoencoder) to take for that.
         out: folder of the run; by default runs/ and the name of the data.
         seed: of weights, data order and noise.
         batch: examples a step, over all processes; by default found by timing a few.

@@ -133,7 +133,7 @@ def _samples(contest: Contest) -> str:
         items = trained.sample(SAMPLES, seed=0)
         grids.append(_picture(trained, items, COLUMNS, model, f"seed {entrant.seed}, its first {SAMPLES} samples"))
         if data.codec.kind == "image":
-            pairs = _beside_nearest(trained, items[:NEIGHBOURS], data)
+            pairs = _beside_nearest(items[:NEIGHBOURS], data)
             beside.append(_picture(trained, pairs, NEIGHBOURS, model, "above: samples; below: what is nearest"))
     if not grids:
         return ""
@@ -148,9 +148,9 @@ def _picture(model: GenerativeModel, items: Tensor, columns: int, name: str, mor
     return figure(embedded(pixels, f"samples of {safe(name)}", PICTURE_BYTES), safe(name), more)
 
 
-def _beside_nearest(model: GenerativeModel, items: Tensor, data: Dataset) -> Tensor:
+def _beside_nearest(items: Tensor, data: Dataset) -> Tensor:
     """Return samples, and after them for each the training example whose raw values are nearest."""
     some = torch.arange(len(data.items))[:SOUGHT]
     seen = data.codec.encode(data.items[some]).flatten(1).numpy()
-    _, found = nearest(model.codec.encode(items).flatten(1).numpy(), seen)
+    _, found = nearest(data.codec.encode(items).flatten(1).numpy(), seen)
     return torch.cat([items, data.items[some[torch.from_numpy(found)]]])

@@ -1,0 +1,40 @@
+"""The autoencoder of a run of latents: trained before it, unless one is there; a copy lies in the run's folder codec/."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from sfumato.engine.asked import Asked, seconds_of
+
+__all__ = ["PART", "autoencoder"]
+
+PART = 0.5
+"""Of the time of the diffusion model, for its autoencoder before it."""
+USUAL = "5m"
+"""Time of an autoencoder if none was asked for."""
+
+
+def autoencoder(asked: Asked, out: Path) -> Asked:
+    """Return what to ask of an autoencoder for a run of latents.
+
+    Args:
+        asked: of that run.
+        out: folder of the autoencoder's run.
+
+    Raises:
+        UserError: a time that is none.
+    """
+    time = None if asked.steps else f"{PART * seconds_of(asked.time):g}s" if asked.time else USUAL
+    wanted = Asked(asked.data, model="autoencoder", time=time, steps=asked.steps, out=str(out), resume=True)
+    return replace(
+        wanted,
+        seed=asked.seed,
+        size=asked.size,
+        batch=asked.batch,
+        resolution=asked.resolution,
+        skip_bad=asked.skip_bad,
+        stream=asked.stream,
+        device=asked.device,
+        save_every=asked.save_every,
+    )
