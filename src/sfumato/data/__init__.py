@@ -36,7 +36,7 @@ _FILES = {  # paths are offered from top to bottom; the first that does not say 
     "image": _Entry(kind="image"),
     "named": _Entry(names=("digits", "stacked-digits", "fashion-mnist")),
     "shapes": _Entry(names=("shapes",)),
-    "emoji": _Entry(names=("emoji",)),
+    "emoji": _Entry(names=("emoji", "emoji64")),
     "toys": _Entry(names=("moons", "ring8", "grid25", "spirals", "checkerboard", "points")),
     "points": _Entry(kind="points", paths=True),
     "latents": _Entry(kind="latents"),

@@ -1,4 +1,7 @@
-"""Colour emoji 32x32 with their names in English and Spanish: a small set of real pictures with captions.
+"""Colour emoji with their names in English and Spanish: a small set of real pictures with captions.
+
+    emoji      32x32
+    emoji64    64x64
 
 All emoji of the font Noto Color Emoji but those of another skin tone, on white. Names come from the package `emoji`
 (Unicode CLDR's). One in ten is held out, by its name, so that no picture of it is ever shown. Every other one comes
@@ -20,10 +23,10 @@ from sfumato.data.image import Pictures
 from sfumato.data.source import Array, Source, array_reader
 from sfumato.errors import UserError
 
-__all__ = ["LANGUAGES", "SIDE", "names", "open_named"]
+__all__ = ["LANGUAGES", "SIDES", "names", "open_named"]
 
-SIDE = 32
-"""Height and width of a picture."""
+SIDES = {"emoji": 32, "emoji64": 64}
+"""Height and width of a picture, by the name of the set."""
 LANGUAGES = ("en", "es")
 """Of the captions."""
 PLACES = 4
@@ -35,7 +38,7 @@ _STRIKE = 109  # the one size of its bitmaps, 136x128
 _WIDEST = 140  # pixels of a glyph; two beside each other are wider
 _TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
 _HELD_OUT = 26  # of 256
-_SMALLEST, _FURTHEST = 0.75, 2  # share of the side, and pixels from the middle
+_SMALLEST, _FURTHEST = 0.75, 1 / 16  # shares of the side: of the emoji, and from the middle
 
 
 def names() -> dict[str, dict[str, str]]:
@@ -69,7 +72,7 @@ def open_named(name: str) -> Source:
     drawn = [(told, glyph) for text, told in names().items() if (glyph := _glyph(text, font)) is not None]
     held = [pair for pair in drawn if _held_out(pair[0]["en"])]
     train = [pair for pair in drawn if not _held_out(pair[0]["en"])]
-    return _part(name, train, PLACES, _part(f"{name} (held out)", held, 1, None))
+    return _part(name, train, PLACES, SIDES[name], _part(f"{name} (held out)", held, 1, SIDES[name], None))
 
 
 def _held_out(name: str) -> bool:
@@ -89,23 +92,25 @@ def _glyph(text: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
     return canvas if np.asarray(canvas).min() < 255 else None
 
 
-def _part(name: str, drawn: list[tuple[dict[str, str], Image.Image]], places: int, held: Source | None) -> Source:
+def _part(
+    name: str, drawn: list[tuple[dict[str, str], Image.Image]], places: int, side: int, held: Source | None
+) -> Source:
     shown = [(told[language], picture) for told, glyph in drawn for language in LANGUAGES
-             for picture in _placed(glyph, places, told["en"], language)]  # fmt: skip
+             for picture in _placed(glyph, places, side, told["en"], language)]  # fmt: skip
     captions = [caption for caption, _ in shown]
     pixels: Array = np.stack([picture for _, picture in shown])
     return Source(name, Pictures(), array_reader(pixels, captions=captions), test=held)
 
 
-def _placed(glyph: Image.Image, places: int, name: str, language: str) -> Iterator[Array]:
+def _placed(glyph: Image.Image, places: int, whole: int, name: str, language: str) -> Iterator[Array]:
     """Yield an emoji as large as it fits, and then smaller and beside the middle, by chance that its name and the
     language decide.
     """
     rng = np.random.default_rng(list(f"{name} {language}".encode()))
     for k in range(places):
-        side = SIDE if k == 0 else round(SIDE * rng.uniform(_SMALLEST, 0.95))
-        free = SIDE - side
-        corner = [int(np.clip(free // 2 + rng.integers(-_FURTHEST, _FURTHEST + 1) * (k > 0), 0, free)) for _ in "xy"]
-        canvas = Image.new("RGB", (SIDE, SIDE), "white")
+        side = whole if k == 0 else round(whole * rng.uniform(_SMALLEST, 0.95))
+        free, most = whole - side, round(whole * _FURTHEST)
+        corner = [int(np.clip(free // 2 + rng.integers(-most, most + 1) * (k > 0), 0, free)) for _ in "xy"]
+        canvas = Image.new("RGB", (whole, whole), "white")
         canvas.paste(glyph.resize((side, side), Image.Resampling.LANCZOS), (corner[0], corner[1]))
         yield np.asarray(canvas)

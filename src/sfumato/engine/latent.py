@@ -1,4 +1,4 @@
-"""The autoencoder of a run of latents: trained before it, unless one is there; a copy lies in the run's folder codec/."""
+"""The autoencoder of a run of latents: trained before it, or there already; a copy lies in the run's folder codec/."""
 
 from __future__ import annotations
 

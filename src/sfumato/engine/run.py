@@ -172,9 +172,7 @@ class Run:
         """
         model, _ = self.load()
         if not isinstance(model, GridVAE):
-            raise UserError(
-                f"{self.folder}: a {model.family}, and latents come from an autoencoder (train --model autoencoder)"
-            )
+            raise UserError(f"{self.folder}: a {model.family}, and latents need one of train --model autoencoder")
         return LatentCodec(model.requires_grad_(False), self.folder)
 
     def dataset(self) -> Dataset:

@@ -101,9 +101,7 @@ def edited(
         sizes = ("x".join(map(str, each.shape[-2:])) for each in (mask, items))
         raise UserError("a mask of {} does not fit pictures of {}".format(*sizes))
     if mask is not None and model.codec.dims[1:] != items.shape[2:]:
-        raise UserError(
-            "a model of latents has no pixels to keep: fill a mask by one of pixels, trained without --latent"
-        )
+        raise UserError("a model of latents has no pixels to keep: fill a mask by a run without --latent")
     if own is not None and mask is not None:
         raise UserError("what a mask hides has no noise of its own: leave out the mask, or take fresh noise")
     if not strength or (mask is not None and bool(mask.all())):

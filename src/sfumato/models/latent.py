@@ -50,9 +50,7 @@ class LatentCodec:
 
     def __post_init__(self) -> None:
         if not self.autoencoder.measured:
-            raise UserError(
-                f"{self.folder}: an autoencoder that is not trained to its end; sfumato resume {self.folder}"
-            )
+            raise UserError(f"{self.folder}: not trained to its end; sfumato resume {self.folder}")
 
     @property
     def pixel(self) -> ImageCodec:
@@ -130,9 +128,7 @@ class LatentCodec:
         Raises:
             UserError: always.
         """
-        raise UserError(
-            "a model of latents does not know log p of a picture: ask one of pixels, trained without --latent"
-        )
+        raise UserError("a model of latents does not know log p of a picture: ask a run without --latent")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record of the latents; the autoencoder lies beside it, in a folder of its own."""
