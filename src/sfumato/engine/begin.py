@@ -34,8 +34,8 @@ def begin(asked: Asked) -> Path:
     """Start a run and train it to its end; see ``sfumato.verbs.train``."""
     device, _ = device_of(asked.device)
     if asked.latent and asked.codec is None:
-        run = RUNS / Path(asked.data).stem if asked.out is None else Path(asked.out)
-        asked = replace(asked, codec=str(begin(autoencoder(asked, run.with_name(f"{run.name}-codec")))))
+        place = RUNS / Path(asked.data).stem if asked.out is None else Path(asked.out)
+        asked = replace(asked, codec=str(begin(autoencoder(asked, place.with_name(f"{place.name}-codec")))))
     with joined(device) as workers:
         show = watch(leads=workers.leads)
         with workers.together():
