@@ -94,6 +94,8 @@ def test_what_else_a_run_can_do(latent, tmp_path):
     assert torch.equal(edited(model, items, model.way(cond=3), 0.0), items)
     assert edited(model, items, model.way(steps=3, cond=3), 0.5).shape == items.shape
     assert sfumato.evaluate(latent, n=200, steps=2).n == 200
+    better = sfumato.polish(latent, n=64, steps=2, batch=8, out=str(tmp_path / "better"))
+    assert sfumato.load(better).sample(2, steps=2).shape == (2, 1, 8, 8)
     student = sfumato.distill(latent, calls=1, steps=1, batch=8, out=str(tmp_path / "student"))
     assert sfumato.load(student).sample(2).shape == (2, 1, 8, 8)
 

@@ -86,9 +86,10 @@ class Trainer:
             torch.manual_seed(stream(self.config.seed, WEIGHTS).initial_seed())
             self.model = run.build(self.device).to(self.device)
             self.lesson = _lesson(run, self.model, self.device)
-        if isinstance(self.model.codec, LatentCodec):
-            self.dataset = dataset = self.model.codec.encoded(dataset)
         self.shown = dataset if self.lesson is None else self.lesson.shown(dataset)
+        if isinstance(codec := self.model.codec, LatentCodec):
+            self.dataset = codec.encoded(dataset)
+            self.shown = self.dataset if self.shown is dataset else codec.encoded(self.shown)
         self.order = Order((self.config.seed, ORDER), len(self.shown.items), self.config.batch)
         self.ema, self.short = (copy.deepcopy(self.model).requires_grad_(False).eval() for _ in range(2))
         for model in (self.model, self.ema, self.short) if self.config.shard and self.workers.size > 1 else ():
