@@ -21,7 +21,7 @@ from sfumato.engine.track import read_log
 from sfumato.engine.trainer import Trainer
 from sfumato.metrics.frechet import frechet
 from sfumato.metrics.kernel import kernel_distance
-from sfumato.metrics.neighbours import manifolds
+from sfumato.metrics.neighbours import recalled
 from sfumato.models.base import GenerativeModel
 
 __all__ = ["SPIKE", "Recovery", "Waypoint", "course", "recovery"]
@@ -122,7 +122,7 @@ def _worth(model: GenerativeModel, real: Real, n: int) -> tuple[float, float]:
     held = reference(real.train, real.held_out, real.features).held_out
     drawn = real.features(torch.cat(list(model.states(n))))
     far = frechet(drawn, held) if len(held) > held.shape[1] else kernel_distance(drawn, held).value
-    return float(far), float(manifolds(drawn, held).recall.mean())
+    return float(far), float(recalled(drawn, held).mean())
 
 
 def _seconds(log: Path) -> dict[int, float]:

@@ -87,9 +87,10 @@ class Trainer:
             self.model = run.build(self.device).to(self.device)
             self.lesson = _lesson(run, self.model, self.device)
         self.shown = dataset if self.lesson is None else self.lesson.shown(dataset)
-        if isinstance(codec := self.model.codec, LatentCodec):
-            self.dataset = codec.encoded(dataset)
-            self.shown = self.dataset if self.shown is dataset else codec.encoded(self.shown)
+        self.own, codec = dataset, self.model.codec
+        if isinstance(codec, LatentCodec):
+            self.own = codec.encoded(dataset)
+            self.shown = self.own if self.shown is dataset else codec.encoded(self.shown)
         self.order = Order((self.config.seed, ORDER), len(self.shown.items), self.config.batch)
         self.ema, self.short = (copy.deepcopy(self.model).requires_grad_(False).eval() for _ in range(2))
         for model in (self.model, self.ema, self.short) if self.config.shard and self.workers.size > 1 else ():
@@ -262,7 +263,7 @@ class Trainer:
         index = torch.randperm(len(self.dataset.items), generator=stream(self.config.seed, MEASURE))[:count]
         mine = index[self.workers.rank :: self.workers.size] if count >= self.workers.size else index
         rng = stream(self.config.seed, MEASURE, self.workers.rank)
-        for buffer in self.ema.measure(*self.examples(mine, rng, self.dataset), rng):
+        for buffer in self.ema.measure(*self.examples(mine, rng, self.own), rng):
             buffer.copy_(self.workers.sum(buffer) / self.workers.size)
 
     # ── Checkpoints ───────────────────────────────────────────────────────────────────────────────────────────────────

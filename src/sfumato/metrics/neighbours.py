@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
 
-__all__ = ["Manifolds", "manifolds", "nearest"]
+__all__ = ["Manifolds", "manifolds", "nearest", "recalled"]
 
 K = 5
 Rows = NDArray[np.floating]
@@ -56,19 +56,29 @@ def manifolds(drawn: Rows, real: Rows, k: int = K) -> Manifolds:
     """
     if drawn.ndim != 2 or real.ndim != 2 or drawn.shape[1] != real.shape[1] or min(len(drawn), len(real)) <= k:
         raise ValueError(f"need more than {k} rows of the same features in both, got {drawn.shape} and {real.shape}")
-    around_real, around_drawn = _radii(real, k), _radii(drawn, k)
-    density, recall = [], np.zeros(len(real), bool)
-    nearest, first = np.full(len(real), np.inf), 0
+    around, density, nearest = _radii(real, k), [], np.full(len(real), np.inf)
     for distance in pairwise_distances_chunked(drawn, real):
-        rows = slice(first, first + len(distance))
-        density.append((distance <= around_real).sum(1))
-        recall |= (distance <= around_drawn[rows, None]).any(0)
+        density.append((distance <= around).sum(1))
         nearest = np.minimum(nearest, distance.min(0))
-        first += len(distance)
     inside = np.concatenate(density)
     return Manifolds(
-        (inside > 0).astype(float), inside / k, recall.astype(float), (nearest <= around_real).astype(float)
+        (inside > 0).astype(float), inside / k, recalled(drawn, real, k), (nearest <= around).astype(float)
     )
+
+
+def recalled(drawn: Rows, real: Rows, k: int = K) -> NDArray[np.float64]:
+    """Return what equation (2) is the mean of, (m,) of 0 and 1: it asks for no neighbours among the real.
+
+    Args:
+        drawn: as for :func:`manifolds`.
+        real: as for :func:`manifolds`.
+        k: as for :func:`manifolds`.
+    """
+    around, found, first = _radii(drawn, k), np.zeros(len(real), bool), 0
+    for distance in pairwise_distances_chunked(drawn, real):
+        found |= (distance <= around[first : first + len(distance), None]).any(0)
+        first += len(distance)
+    return found.astype(float)
 
 
 def _radii(rows: Rows, k: int) -> NDArray[np.float64]:
