@@ -150,5 +150,5 @@ def test_mistakes_are_one_line(base, control, tmp_path, capsys):
     fails(capsys, [*ask, "--control", control], "follows outlines already")
     fails(capsys, [*ask, "--lora", control], "follows outlines already")
     points = sfumato.train("moons", steps=1, batch=8, out=str(tmp_path / "points"))
-    fails(capsys, ["train", "moons", "--control", points, "--out", tmp_path / "b"], "of points")
+    fails(capsys, ["train", "moons", "--control", points, "--out", tmp_path / "b"], "has no U-Net")
     fails(capsys, ["distill", control, "--out", tmp_path / "c"], "a student does not")

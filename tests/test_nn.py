@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.condition import Condition
-from sfumato.nn import MLP, Encoder, UNet
+from sfumato.nn import MLP, DiT, Encoder, UNet
+from sfumato.nn.dit import places
 from sfumato.nn.layers import AFTER_SILU, Attention, Waves, channel_norm, started
 
 Make = Callable[..., nn.Module]
@@ -19,6 +20,10 @@ Make = Callable[..., nn.Module]
 
 def small_unet(**options: object) -> UNet:
     return UNet(2, **{"widths": (8, 16), "blocks": 1, "attention": (False, True), **options})
+
+
+def small_dit(**options: object) -> DiT:
+    return DiT(2, **{"width": 16, "depth": 2, "patch": 2, **options})
 
 
 def awake(network: nn.Module, size: float = 0.1) -> nn.Module:
@@ -39,6 +44,7 @@ def points(batch: int = 4, dim: int = 3) -> tuple[Tensor, Tensor]:
 
 NETWORKS = [
     pytest.param(small_unet, images, id="unet"),
+    pytest.param(small_dit, images, id="dit"),
     pytest.param(lambda **options: MLP(3, width=16, depth=2, **options), points, id="mlp"),
     pytest.param(lambda **options: MLP(3, width=16, depth=2, octaves=2, **options), points, id="mlp with waves"),
 ]
@@ -54,8 +60,10 @@ def seed() -> None:
 
 @pytest.mark.parametrize("side", [(1, 1), (7, 5), (9, 13), (28, 28), (8, 8), (2, 33)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_unet_keeps_any_shape(side: tuple[int, int], channels: int) -> None:
-    network = awake(UNet(channels, widths=(8, 8, 8, 8), blocks=1, attention=(False, False, False, True)))
+@pytest.mark.parametrize("kind", ["unet", "dit"])
+def test_networks_keep_any_shape(side: tuple[int, int], channels: int, kind: str) -> None:
+    unet = UNet(channels, widths=(8, 8, 8, 8), blocks=1, attention=(False, False, False, True))
+    network = awake(unet if kind == "unet" else DiT(channels, width=16, depth=1, patch=4))
     x, level = images(2, channels, *side)
     out = network(x, level)
     assert out.shape == x.shape
@@ -63,11 +71,30 @@ def test_unet_keeps_any_shape(side: tuple[int, int], channels: int) -> None:
     assert out.dtype == x.dtype
 
 
-def test_unet_pads_with_zeros_and_crops_back_exactly() -> None:
-    network = awake(small_unet())
+@pytest.mark.parametrize("make", [small_unet, small_dit])
+def test_networks_pad_with_zeros_and_crop_back_exactly(make: Make) -> None:
+    network = awake(make())
     x, level = images(height=7, width=5)
     whole = network(F.pad(x, (0, 1, 0, 1)), level)
     assert torch.equal(network(x, level), whole[:, :, :7, :5])
+
+
+def test_places_of_patches_are_told_apart_and_of_one_length() -> None:
+    told = places(5, 7, 32)
+    assert told.shape == (35, 32)
+    assert torch.cdist(told, told).fill_diagonal_(9).min() > 0.1
+    torch.testing.assert_close(told.norm(dim=1), torch.full((35,), 4.0))
+    near, far = torch.cdist(told[:1], told[[1, 4]])[0]
+    assert near < far
+
+
+def test_a_transformer_knows_where_its_patches_are() -> None:
+    """Patches that change places do not just take their answers along."""
+    network = awake(small_dit())
+    x, level = images()
+    swapped = torch.cat([x[..., 4:], x[..., :4]], 3)
+    out = network(x, level)
+    assert not torch.allclose(network(swapped, level), torch.cat([out[..., 4:], out[..., :4]], 3), atol=1e-3)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 10])

@@ -15,7 +15,7 @@ from sfumato.condition import MOST_TOKENS, NULL, Condition, Vocabulary, words_of
 from sfumato.dist import stream
 from sfumato.errors import UserError
 from sfumato.guide import Guidance
-from sfumato.nn import UNet
+from sfumato.nn import DiT, UNet
 from sfumato.nn.layers import attended
 from sfumato.nn.text import TextEncoder
 
@@ -80,9 +80,11 @@ def awake(network):
     return network.double().eval()
 
 
-@pytest.fixture
-def network():
+@pytest.fixture(params=["unet", "dit"])
+def network(request):
     torch.manual_seed(0)
+    if request.param == "dit":
+        return awake(DiT(1, width=16, depth=2, patch=4, vocabulary=5, tokens=4))
     return awake(UNet(1, widths=(8, 16), blocks=1, attention=(False, False), vocabulary=5, tokens=4))
 
 

@@ -70,7 +70,7 @@ def adapt(asked: Mapping[str, Any], lora: str | None, rank: int | None, control:
     if model.gives != "mean":
         raise UserError(f"{upon.folder}: is a student of '{run.config.student.teacher}'; adapt its teacher")
     if model.hint or (upon.hint and model.network != "unet"):
-        why = "follows outlines already" if model.hint else "is of points, and an outline is a picture's"
+        why = "follows outlines already" if model.hint else "has no U-Net, beside which a branch stands"
         raise UserError(f"{upon.folder}: {why}; give another run to --{upon.method}")
     named = f"{run.folder.name}-{upon.hint or Path(asked['data']).stem}"
     adapted = RUNS / named if asked["out"] is None else Path(asked["out"])

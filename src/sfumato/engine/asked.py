@@ -24,6 +24,7 @@ class Asked:
     time: str | None = None
     steps: int | None = None
     size: Size | None = None
+    network: Literal["unet", "dit"] | None = None
     classes: bool = False
     text: bool = False
     masks: bool = False

@@ -38,6 +38,10 @@ UNETS = {
     "base": _UNetSize((64, 128, 192), 2, (False, False, True)),
 }
 """U-Nets by size; bench/network_speed.py measured them."""
+DITS = {"tiny": (128, 4), "small": (192, 6), "base": (384, 12)}
+"""Width and depth of transformers over patches."""
+PATCHES, LARGE = (2, 4), 28
+"""Sides of a patch, and the side of a picture from which it is the larger: a picture is 16 to 256 patches."""
 MLPS = {"tiny": (128, 3), "small": (256, 4), "base": (512, 6)}
 """Width and depth of the networks for points."""
 FEW = 10_000
@@ -138,6 +142,8 @@ def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices
     size, device, points = setting
     if asked.shard and asked.optimizer == "muon":
         raise UserError("muon needs whole matrices, and --shard splits them: leave one of the two out")
+    if asked.network is not None and points:
+        raise UserError(f"--network {asked.network} is for pictures, and these data are points: leave it out")
     if asked.text and asked.coupling != "independent":
         raise UserError(
             f"{asked.coupling} noise is matched within a class, and --text knows none: leave one of them out"
@@ -153,7 +159,7 @@ def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices
         else _samples(asked, "points" if points else "sentences" if asked.text else "pictures", choices)
     )
     model = DiffusionSpec(
-        **_network(size, points),
+        **_network(size, points, asked.network == "dit", max(dataset.codec.dims[1:], default=0)),
         dropout=dropout,
         classes=len(dataset.classes) if asked.classes else 0,
         drop=choices.take("drop", None, DROP, "of what is asked for, so that guidance can ask for more of it")
@@ -335,10 +341,13 @@ def _spread(dataset: Dataset, choices: Choices, dequantise: bool) -> float:
     return sigma_data
 
 
-def _network(size: str, points: bool) -> dict[str, Any]:
+def _network(size: str, points: bool, transformer: bool = False, side: int = 0) -> dict[str, Any]:
     if points:
         width, depth = choose("size", size, MLPS)
         return {"network": "mlp", "widths": (width,), "blocks": depth, "octaves": OCTAVES}
+    if transformer:
+        width, depth = choose("size", size, DITS)
+        return {"network": "dit", "widths": (width,), "blocks": depth, "patch": PATCHES[side >= LARGE]}
     unet = choose("size", size, UNETS)
     return {"network": "unet", "widths": unet.widths, "blocks": unet.blocks, "attention": unet.attention}
 

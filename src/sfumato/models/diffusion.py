@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import ClassVar, Literal, overload
+from typing import Any, ClassVar, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from sfumato.errors import UserError, choose
 from sfumato.grid import times
 from sfumato.guide import Guidance, Guided
 from sfumato.models.base import GenerativeModel, Spec, Way
-from sfumato.nn import MLP, UNet
+from sfumato.nn import MLP, DiT, UNet
 from sfumato.process import Gaussian
 from sfumato.sampler import State, Tuned, sampler, trajectory
 from sfumato.schedule import SCHEDULES
@@ -39,11 +39,12 @@ class DiffusionSpec(Spec):
     """All that is needed to build an untrained diffusion model.
 
     Attributes:
-        network: "unet" for images, "mlp" for points.
-        widths: hidden channels of each level of a U-Net; (width,) of an MLP.
-        blocks: residual blocks a level of a U-Net; depth of an MLP.
+        network: "unet" or "dit" for images, "mlp" for points.
+        widths: hidden channels of each level of a U-Net; (width,) of the others.
+        blocks: residual blocks a level of a U-Net; depth of the others.
         attention: for each level of a U-Net, whether it has self-attention.
         octaves: of the waves through which an MLP sees points; 0 for none.
+        patch: side of the patches of a DiT.
         schedule: a key of ``sfumato.schedule.SCHEDULES``.
         parameterisation: a key of ``sfumato.rows.ROWS``.
         weighting: a key of ``sfumato.weighting.WEIGHTINGS`` or of ``ROWS``, or "learned".
@@ -65,11 +66,12 @@ class DiffusionSpec(Spec):
 
     family: ClassVar[str] = "diffusion"
 
-    network: Literal["unet", "mlp"]
+    network: Literal["unet", "dit", "mlp"]
     widths: tuple[int, ...]
     blocks: int
     attention: tuple[bool, ...] = ()
     octaves: int = 0
+    patch: int = 0
     schedule: str = "cosine"
     parameterisation: str = "edm"
     weighting: str = "edm"
@@ -92,41 +94,8 @@ class DiffusionSpec(Spec):
         return f"{self.network} {'-'.join(map(str, self.widths))}, predicts {self.parameterisation} on {self.schedule}"
 
     def build(self, codec: Codec, classes: Sequence[str] = (), vocabulary: Vocabulary | None = None) -> Diffusion:
-        network: nn.Module
-        heads = 2 if self.variance == "learned" else 1
-        if self.network == "unet":
-            network = UNet(
-                codec.dims[0],
-                widths=self.widths,
-                blocks=self.blocks,
-                attention=self.attention,
-                classes=self.classes,
-                vocabulary=self.vocabulary,
-                tokens=self.tokens,
-                known=self.masks,
-                hint=bool(self.hint),
-                dropout=self.dropout,
-                out=heads * codec.dims[0],
-                ends=self.gives == "map",
-                precision=self.precision,
-            )
-        else:
-            if self.vocabulary:
-                raise UserError("a network for points hears no sentences: leave --text out")
-            if self.masks:
-                raise UserError("a mask hides a part of a picture, and these data are points: leave --masks out")
-            dim = math.prod(codec.dims)
-            network = MLP(
-                dim,
-                width=self.widths[0],
-                depth=self.blocks,
-                classes=self.classes,
-                octaves=self.octaves,
-                out=heads * dim,
-                ends=self.gives == "map",
-            )
         denoiser = Denoiser(
-            network,
+            self._mlp(math.prod(codec.dims)) if self.network == "mlp" else self._of_pictures(codec.dims[0]),
             Gaussian(choose("schedule", self.schedule, SCHEDULES)()),
             parameterisation=self.parameterisation,
             weighting=self.weighting,
@@ -140,6 +109,43 @@ class DiffusionSpec(Spec):
             hint=self.hint,
         )
         return Diffusion(denoiser, codec, tuple(classes), self.sampler, self.stops, vocabulary)
+
+    @property
+    def _heads(self) -> int:
+        return 2 if self.variance == "learned" else 1
+
+    def _mlp(self, dim: int) -> MLP:
+        if self.vocabulary:
+            raise UserError("a network for points hears no sentences: leave --text out")
+        if self.masks:
+            raise UserError("a mask hides a part of a picture, and these data are points: leave --masks out")
+        return MLP(
+            dim,
+            width=self.widths[0],
+            depth=self.blocks,
+            classes=self.classes,
+            octaves=self.octaves,
+            out=self._heads * dim,
+            ends=self.gives == "map",
+        )
+
+    def _of_pictures(self, channels: int) -> UNet | DiT:
+        shared: dict[str, Any] = {
+            "classes": self.classes,
+            "vocabulary": self.vocabulary,
+            "tokens": self.tokens,
+            "known": self.masks,
+            "dropout": self.dropout,
+            "out": self._heads * channels,
+            "ends": self.gives == "map",
+            "precision": self.precision,
+        }
+        if self.network == "dit":
+            if self.hint:
+                raise UserError("a branch that follows outlines stands beside a U-Net: train the run below as one")
+            return DiT(channels, width=self.widths[0], depth=self.blocks, patch=self.patch, **shared)
+        shared |= {"widths": self.widths, "blocks": self.blocks, "attention": self.attention, "hint": bool(self.hint)}
+        return UNet(channels, **shared)
 
 
 class Diffusion(GenerativeModel):

@@ -1,6 +1,7 @@
 """Networks. They know nothing of diffusion: tensor, noise level and condition in, tensor out."""
 
 from sfumato.nn.dcgan import Critic, Generator
+from sfumato.nn.dit import DiT
 from sfumato.nn.flow import Flow
 from sfumato.nn.grid import GridDecoder, GridEncoder
 from sfumato.nn.ladder import Down
@@ -12,6 +13,7 @@ __all__ = [
     "MLP",
     "Critic",
     "Decoder",
+    "DiT",
     "Down",
     "Encoder",
     "Flow",

@@ -14,15 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.condition import Condition
 from sfumato.nn.control import Control
-from sfumato.nn.layers import AFTER_SILU, Attention, Conditioning, channel_norm, started
-from sfumato.nn.text import Cross, Heard, TextEncoder
+from sfumato.nn.layers import AFTER_SILU, Attention, channel_norm, started
+from sfumato.nn.pictures import PictureNetwork
+from sfumato.nn.text import Cross, Heard
 
 __all__ = ["UNet"]
 
 
-class UNet(nn.Module):
+class UNet(PictureNetwork):
     """Network for images of any height, width and number of channels.
 
     Args:
@@ -62,18 +62,15 @@ class UNet(nn.Module):
         ends: bool = False,
         precision: Literal["fp32", "bf16"] = "fp32",
     ):
-        super().__init__()
         if len(attention) != len(widths):
             raise ValueError(f"attention has {len(attention)} entries for {len(widths)} levels: give one per level")
-        if classes and vocabulary:
-            raise ValueError("a network hears labels or words: give classes or vocabulary")
-        self.precision, self.channels, self.known = precision, channels, known
-        self.multiple = 2 ** (len(widths) - 1)
         embedding = 4 * widths[0]
-        self.text = TextEncoder(vocabulary, tokens) if vocabulary else None
-        told = self.text.width if self.text else 0
-        self.conditioning = Conditioning(embedding, classes, ends, told)
-        self.inlet = started(nn.Conv2d(2 * channels + 1 if known else channels, widths[0], 3, padding=1))
+        super().__init__(
+            channels, embedding, 2 ** (len(widths) - 1), classes=classes, vocabulary=vocabulary, tokens=tokens,
+            known=known, ends=ends, precision=precision,
+        )  # fmt: skip
+        told = self.told
+        self.inlet = started(nn.Conv2d(self.inputs, widths[0], 3, padding=1))
         hearing = [told * (k > 0 or len(widths) == 1) for k in range(len(widths))]
         levels = list(zip(widths, attention, hearing, strict=True))
         self.down = nn.ModuleList(Stage(w, blocks, a, dropout, told) for w, a, told in levels)
@@ -94,53 +91,6 @@ class UNet(nn.Module):
         """What x passes through, in order, each with the channels of its output."""
         stages = [*self.down, *reversed(self.up)]
         return [(stage, stage.width) for stage in stages]
-
-    def forward(self, x: Tensor, level: Tensor, cond: Condition | None = None, to: Tensor | None = None) -> Tensor:
-        """Images x (B, C, H, W) of unit variance at noise level (B,), about -logsnr / 8, to (B, out, H, W), same type.
-
-        ``to`` (B,) is the level at which a step ends, for a network that hears it.
-
-        Sizes that the levels cannot halve evenly are padded with zeros below and to the right, and cropped back.
-
-        Raises:
-            ValueError: x has another shape, or parts of a condition or ends are missing where the network has them, or
-                given where it has none.
-        """
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"this U-Net takes pictures (B, {self.channels}, H, W), got {tuple(x.shape)}")
-        said = Condition() if cond is None else cond
-        height, width = x.shape[2:]
-        margin = (0, -width % self.multiple, 0, -height % self.multiple)
-        fits = not any(margin)
-        seen = self._with_known(x, said.known)
-        padded = seen if fits else F.pad(seen, margin)
-        if self.control is None and said.hint is not None:
-            raise ValueError("cond has a hint, but this network was built with hint=False")
-        hint = said.hint if fits or said.hint is None else F.pad(said.hint, margin)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            heard = self._heard(said.words)
-            sentence = None if heard is None else heard.words[:, 0]
-            out = self._forward(padded, self.conditioning(level, said.label, to, sentence), heard, hint)
-        return (out if fits else out[:, :, :height, :width]).to(x.dtype).contiguous()
-
-    def _heard(self, words: Tensor | None) -> Heard | None:
-        if self.text is None:
-            if words is not None:
-                raise ValueError("cond has words, but this network was built with vocabulary=0")
-            return None
-        if words is None:
-            raise ValueError("cond is missing: this network was built to hear sentences, and needs words")
-        heard: Heard = self.text(words)
-        return heard
-
-    def _with_known(self, x: Tensor, known: Tensor | None) -> Tensor:
-        """Return x with what is known of it, (B, 2 C + 1, H, W), of a network that is shown that."""
-        if not self.known:
-            if known is not None:
-                raise ValueError("cond has a part that is known, but this network was built with known=False")
-            return x
-        nothing = torch.zeros_like(torch.cat([x[:, :1], x], 1))
-        return torch.cat([x, nothing if known is None else known], 1)
 
     def _forward(self, x: Tensor, conditioning: Tensor, heard: Heard | None, hint: Tensor | None) -> Tensor:
         films = iter(self.film(conditioning)[:, :, None, None].split(self.film_sizes, 1))

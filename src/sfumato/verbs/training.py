@@ -23,6 +23,7 @@ def train(
     time: str | None = None,
     steps: int | None = None,
     size: Size | None = None,
+    network: Literal["unet", "dit"] | None = None,
     classes: bool = False,
     text: bool = False,
     masks: bool = False,
@@ -67,6 +68,7 @@ def train(
         time: how long, such as 90s, 2m or 1h; the learning rate falls to 0 as it ends.
         steps: how long in steps, instead of a time.
         size: of the network.
+        network: of pictures: unet (by default), or dit, a transformer over patches and words.
         classes: learn the classes of the data, to sample one of them.
         text: learn the captions of the data, to sample what a sentence says.
         masks: learn to complete pictures of which a part is known, for edit --mask.
@@ -129,6 +131,7 @@ def plan(
     time: str | None = None,
     steps: int | None = None,
     size: Size | None = None,
+    network: Literal["unet", "dit"] | None = None,
     classes: bool = False,
     text: bool = False,
     masks: bool = False,
@@ -155,6 +158,7 @@ def plan(
         time: as for train.
         steps: as for train.
         size: as for train.
+        network: as for train.
         classes: as for train.
         text: as for train.
         masks: as for train.

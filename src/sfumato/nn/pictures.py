@@ -1,0 +1,115 @@
+"""What networks of noisy pictures share: what they hear and see, and pictures of any size."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfumato.condition import Condition
+from sfumato.nn.control import Control
+from sfumato.nn.layers import Conditioning
+from sfumato.nn.text import Heard, TextEncoder
+
+__all__ = ["PictureNetwork"]
+
+
+class PictureNetwork(nn.Module, ABC):
+    """A network for images of any height, width and number of channels.
+
+    Attributes:
+        inputs: channels of what it sees, of the image and of what is known of it.
+        told: length of the vectors of words; 0 if there are none.
+
+    Args:
+        channels: channels of the images.
+        embedding: length of the vector of noise level and what is asked for.
+        multiple: what height and width are padded to.
+        classes: number of class labels; 0 means there are none.
+        vocabulary: number of words that it hears, instead of labels; 0 means none.
+        tokens: words of a sentence, at most.
+        known: whether it is shown what is known of a picture.
+        ends: whether the network hears the level at which a step ends.
+        precision: "bf16" computes inside the network in bfloat16 (autocast); weights and output keep their type.
+
+    Raises:
+        ValueError: classes and words.
+    """
+
+    control: Control | None = None
+
+    def __init__(
+        self,
+        channels: int,
+        embedding: int,
+        multiple: int,
+        *,
+        classes: int,
+        vocabulary: int,
+        tokens: int,
+        known: bool,
+        ends: bool,
+        precision: Literal["fp32", "bf16"],
+    ) -> None:
+        super().__init__()
+        if classes and vocabulary:
+            raise ValueError("a network hears labels or words: give classes or vocabulary")
+        self.channels, self.multiple, self.known, self.precision = channels, multiple, known, precision
+        self.inputs = 2 * channels + 1 if known else channels
+        self.text = TextEncoder(vocabulary, tokens) if vocabulary else None
+        self.told = self.text.width if self.text else 0
+        self.conditioning = Conditioning(embedding, classes, ends, self.told)
+
+    def forward(self, x: Tensor, level: Tensor, cond: Condition | None = None, to: Tensor | None = None) -> Tensor:
+        """Images x (B, C, H, W) of unit variance at noise level (B,), about -logsnr / 8, to (B, out, H, W), same type.
+
+        ``to`` (B,) is the level at which a step ends, for a network that hears it.
+
+        Sizes that are no multiple are padded with zeros below and to the right, and cropped back.
+
+        Raises:
+            ValueError: x has another shape, or parts of a condition or ends are missing where the network has them, or
+                given where it has none.
+        """
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"this network takes pictures (B, {self.channels}, H, W), got {tuple(x.shape)}")
+        said = Condition() if cond is None else cond
+        if self.control is None and said.hint is not None:
+            raise ValueError("cond has a hint, but this network was built with hint=False")
+        height, width = x.shape[2:]
+        margin = (0, -width % self.multiple, 0, -height % self.multiple)
+        fits = not any(margin)
+        seen = self._with_known(x, said.known)
+        padded = seen if fits else F.pad(seen, margin)
+        hint = said.hint if fits or said.hint is None else F.pad(said.hint, margin)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            heard = self._heard(said.words)
+            sentence = None if heard is None else heard.words[:, 0]
+            out = self._forward(padded, self.conditioning(level, said.label, to, sentence), heard, hint)
+        return (out if fits else out[:, :, :height, :width]).to(x.dtype).contiguous()
+
+    @abstractmethod
+    def _forward(self, x: Tensor, conditioning: Tensor, heard: Heard | None, hint: Tensor | None) -> Tensor:
+        """Padded images (B, inputs, H, W) to (B, out, H, W)."""
+
+    def _heard(self, words: Tensor | None) -> Heard | None:
+        if self.text is None:
+            if words is not None:
+                raise ValueError("cond has words, but this network was built with vocabulary=0")
+            return None
+        if words is None:
+            raise ValueError("cond is missing: this network was built to hear sentences, and needs words")
+        heard: Heard = self.text(words)
+        return heard
+
+    def _with_known(self, x: Tensor, known: Tensor | None) -> Tensor:
+        """Return x with what is known of it, (B, 2 C + 1, H, W), of a network that is shown that."""
+        if not self.known:
+            if known is not None:
+                raise ValueError("cond has a part that is known, but this network was built with known=False")
+            return x
+        nothing = torch.zeros_like(torch.cat([x[:, :1], x], 1))
+        return torch.cat([x, nothing if known is None else known], 1)
