@@ -10,6 +10,7 @@ from PIL import Image
 import sfumato
 from commands import fails
 from sfumato.condition import Condition
+from sfumato.data import load
 from sfumato.engine.run import Run
 from sfumato.hint import HINTS, edges, silhouette
 from sfumato.models.edit import edited
@@ -110,7 +111,7 @@ def overlap(drawn, wanted):
 
 
 def test_outlines_are_followed_and_the_other_run_stays(base, control):
-    model, data = sfumato.load(control), sfumato.load("digits").test
+    model, data = sfumato.load(control), load("digits").test
     found, free = [], []
     for k in range(16):
         wanted = silhouette(model.codec.encode(data.items[k : k + 1]))
@@ -123,13 +124,13 @@ def test_outlines_are_followed_and_the_other_run_stays(base, control):
 
 
 def test_a_run_that_follows_is_still_edited(control):
-    model, items = sfumato.load(control), sfumato.load("digits").items[:2]
+    model, items = sfumato.load(control), load("digits").items[:2]
     assert edited(model, items, model.way(steps=3), 0.5).shape == items.shape
 
 
 def test_samples_say_what_they_follow(control, tmp_path):
     picture = tmp_path / "seven.png"
-    item = sfumato.load("digits").items[7, 0]
+    item = load("digits").items[7, 0]
     Image.fromarray((item.numpy() * 15.9375).round().astype(np.uint8)).save(picture)
     first, *_ = sfumato.sample(control, n=1, steps=2, hint=str(picture))
     assert "-like-seven-" in first.parent.name

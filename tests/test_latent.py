@@ -7,6 +7,7 @@ from PIL import Image
 
 import sfumato
 from commands import fails
+from sfumato.data import load
 from sfumato.data.latents import LatentsCodec
 from sfumato.engine.run import Run
 from sfumato.models.edit import edited
@@ -33,7 +34,7 @@ def test_one_command_trains_both(latent):
 
 
 def test_latents_are_white_and_fewer(codec):
-    data = sfumato.load("digits")
+    data = load("digits")
     z = codec.encode(data.items[:])
     assert z.shape == (len(data.items), *codec.dims) and z[0].numel() < data.items[0].numel() * 4
     assert torch.allclose(z.mean((0, 2, 3)), torch.zeros(len(z[0])), atol=0.1)
@@ -42,7 +43,7 @@ def test_latents_are_white_and_fewer(codec):
 
 def test_pictures_come_back(codec):
     """Nearer to what they were than the mean picture is."""
-    items = sfumato.load("digits").test.items[:100]
+    items = load("digits").test.items[:100]
     back = codec.decode(codec.encode(items)).float()
     assert back.shape == items.shape
     error, mean = (back - items).square().mean(), (items.float() - items.float().mean(0)).square().mean()
@@ -51,7 +52,7 @@ def test_pictures_come_back(codec):
 
 
 def test_the_whole_set_is_encoded_once(codec):
-    data = sfumato.load("digits")
+    data = load("digits")
     seen = codec.encoded(data)
     assert isinstance(seen.codec, LatentsCodec) and seen.codec.dims == codec.dims
     assert torch.equal(seen.items[:9], codec.encode(data.items[:9])) and torch.equal(seen.labels, data.labels)
@@ -90,7 +91,7 @@ def test_a_run_of_latents_goes_on(latent, tmp_path):
 
 def test_what_else_a_run_can_do(latent, tmp_path):
     """Judged, edited and taught from as any other; the autoencoder goes with it."""
-    model, items = sfumato.load(latent), sfumato.load("digits").items[:2]
+    model, items = sfumato.load(latent), load("digits").items[:2]
     assert torch.equal(edited(model, items, model.way(cond=3), 0.0), items)
     assert edited(model, items, model.way(steps=3, cond=3), 0.5).shape == items.shape
     assert sfumato.evaluate(latent, n=200, steps=2).n == 200

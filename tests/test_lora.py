@@ -8,6 +8,7 @@ from PIL import Image
 import sfumato
 from commands import fails
 from sfumato.condition import Condition
+from sfumato.data import load
 from sfumato.engine.run import Run
 from sfumato.nn import UNet
 from sfumato.nn.lora import adapt, merge
@@ -24,7 +25,7 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bright(tmp_path_factory):
     """Twenty digits on a bright ground, in folders by their class; of half of the classes."""
-    folder, data = tmp_path_factory.mktemp("pictures"), sfumato.load("digits")
+    folder, data = tmp_path_factory.mktemp("pictures"), load("digits")
     for label in (1, 3, 5, 7, 9):
         places = torch.nonzero(data.labels == label)[:4, 0]
         (folder / str(label)).mkdir()

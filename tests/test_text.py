@@ -60,12 +60,18 @@ def test_long_sentences_are_cut():
     assert known.told(known.row("5 6 7")) == "5 6 7"
 
 
-def test_whole_sentences_are_dropped():
-    cond = torch.arange(6_000).view(2_000, 3)
+def test_sentences_are_dropped_or_lose_half_of_their_words():
+    """Of four words each, a quarter whole; of the rest a quarter is thinned, which loses all four in 1 of 16."""
+    cond = torch.arange(16_000).view(4_000, 4)
     left = Condition(words=cond).dropped(0.25, torch.Generator().manual_seed(0)).words
-    gone = (left == NULL).all(1)
-    assert torch.equal(left[~gone], cond[~gone])
-    assert 0.22 < gone.float().mean() < 0.28  # three standard deviations
+    count = (left != NULL).sum(1)
+    wanted = torch.tensor([1 / 4 + 3 / 256, 3 / 64, 9 / 128, 3 / 64, 9 / 16 + 3 / 256])
+    shares = torch.stack([(count == k).float().mean() for k in range(5)])
+    assert (shares - wanted).abs().max() < 0.025  # about three standard deviations
+    assert torch.equal(left[count == 4], cond[count == 4])
+    for row, n, whole in zip(left.tolist(), count.tolist(), cond.tolist(), strict=True):
+        kept = row[:n]
+        assert set(row[n:]) <= {NULL} and kept == sorted(kept) and set(kept) <= set(whole)
 
 
 # ── Networks ──────────────────────────────────────────────────────────────────────────────────────────────────────────

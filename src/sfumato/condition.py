@@ -1,6 +1,8 @@
 """What a sample may be asked for, and the condition that asks for nothing.
 
 (1)  in training cond <- null, for a share p of the examples       (Ho and Salimans 2207.12598, alg. 1)
+(2)  of another share p, each word of the sentence is left out with probability 1/2: who asks says less than captions
+     do, and what is to be avoided is often said in one word
 
 A :class:`Condition` says of each example what it is asked to be: a class, the words of a sentence by their places in a
 :class:`Vocabulary`, and what is known of it already. The null condition is a value like any other, so networks,
@@ -91,7 +93,7 @@ class Condition:
         })  # fmt: skip
 
     def dropped(self, share: float, rng: torch.Generator | None = None) -> Condition:
-        """Return conditions of which a share is replaced by the null condition; equation (1).
+        """Return conditions of which a share is replaced by the null condition, and one thinned; equations (1) and (2).
 
         Args:
             share: in [0, 1]; nothing is drawn for 0.
@@ -100,10 +102,18 @@ class Condition:
         if not share:
             return self
         gone = torch.rand(len(self), generator=rng) < share
-        return replace(self, **{
+        left = self if self.words is None else replace(self, words=_thinned(self.words, share, rng))
+        return replace(left, **{
             name: part.masked_fill(gone.to(part.device).view(-1, *[1] * (part.ndim - 1)), NULL)
-            for name, part in self._wishes.items()
+            for name, part in left._wishes.items()
         })  # fmt: skip
+
+
+def _thinned(words: Tensor, share: float, rng: torch.Generator | None) -> Tensor:
+    """Return sentences (B, length) of which a share has lost half of its words, by chance; equation (2)."""
+    thin, coin = torch.rand(len(words), 1, generator=rng) < share, torch.rand(words.shape, generator=rng) < 0.5
+    lost = (thin & coin).to(words.device) | (words == NULL)
+    return words.masked_fill(lost, NULL).gather(1, lost.long().argsort(dim=1, stable=True))
 
 
 def short(cond: Row | str) -> str:

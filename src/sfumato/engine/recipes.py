@@ -158,8 +158,12 @@ def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices
         if asked.likelihood
         else _samples(asked, "points" if points else "sentences" if asked.text else "pictures", choices)
     )
+    network = _network(size, points, asked.network == "dit", max(dataset.codec.dims[1:], default=0))
+    if asked.text and network["network"] == "unet":
+        choices.take("attention", None, "coarsest", "things are counted by looking at all of them")
+        network["attention"] = (*network["attention"][:-1], True)
     model = DiffusionSpec(
-        **_network(size, points, asked.network == "dit", max(dataset.codec.dims[1:], default=0)),
+        **network,
         dropout=dropout,
         classes=len(dataset.classes) if asked.classes else 0,
         drop=choices.take("drop", None, DROP, "of what is asked for, so that guidance can ask for more of it")

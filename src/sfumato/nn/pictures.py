@@ -23,6 +23,7 @@ class PictureNetwork(nn.Module, ABC):
     Attributes:
         inputs: channels of what it sees, of the image and of what is known of it.
         told: length of the vectors of words; 0 if there are none.
+        control: a branch that follows hints, if it has one.
 
     Args:
         channels: channels of the images.
@@ -38,8 +39,6 @@ class PictureNetwork(nn.Module, ABC):
     Raises:
         ValueError: classes and words.
     """
-
-    control: Control | None = None
 
     def __init__(
         self,
@@ -62,6 +61,7 @@ class PictureNetwork(nn.Module, ABC):
         self.text = TextEncoder(vocabulary, tokens) if vocabulary else None
         self.told = self.text.width if self.text else 0
         self.conditioning = Conditioning(embedding, classes, ends, self.told)
+        self.control: Control | None = None
 
     def forward(self, x: Tensor, level: Tensor, cond: Condition | None = None, to: Tensor | None = None) -> Tensor:
         """Images x (B, C, H, W) of unit variance at noise level (B,), about -logsnr / 8, to (B, out, H, W), same type.
