@@ -85,9 +85,8 @@ def adapt(asked: Mapping[str, Any], lora: str | None, rank: int | None, control:
 def _upon(lora: str | None, rank: int | None, control: str | None, hint: str | None, choices: Choices) -> Upon:
     """Return what is asked for, if it is one thing."""
     if (lora is None) == (control is None):
-        raise UserError(
-            "give one of --lora and --control" if lora else "--rank goes with --lora, and --hint with --control"
-        )
+        lone = "--rank goes with --lora, and --hint with --control: give the run too"
+        raise UserError("give either --lora or --control, not both" if lora else lone)
     if lora is not None:
         if hint is not None:
             raise UserError("--hint is what --control follows: leave it out, or give that instead of --lora")
@@ -107,9 +106,8 @@ def _wanted(asked: Mapping[str, Any]) -> Sequel:
     ours = {field.name: asked[field.name] for field in fields(Sequel) if field.name in asked}
     for field in fields(Asked):
         if field.name not in (*ours, "data", "out") and asked[field.name] != field.default:
-            raise UserError(
-                f"--{field.name.replace('_', '-')} is as the run has it that this one begins with: leave it out"
-            )
+            word = field.name.replace("_", "-")
+            raise UserError(f"--{word} stays as the run below has it: leave it out")
     return Sequel(**ours)
 
 
