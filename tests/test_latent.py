@@ -1,5 +1,7 @@
 """Latent diffusion: white latents of a trained autoencoder, pictures in and out, and mistakes in one line."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,7 @@ def test_samples_are_pictures_and_files(latent, codec, tmp_path):
     assert items.shape == (6, 1, 8, 8) and items.dtype == torch.uint8
     assert torch.equal(model.sample(2, steps=3, first=3), items[3:5])
     path, *_ = sfumato.sample(latent, n=2, steps=3, class_="3", out=str(tmp_path / "out"))
+    assert json.loads(Image.open(path).text["sfumato"])["codec"] == model.codec.fingerprint
     assert np.asarray(Image.open(path)).shape == (8, 8)
 
 
@@ -110,7 +113,7 @@ def test_mistakes_are_one_line(latent, tmp_path, capsys):
     fails(capsys, [*ask, "--codec", own, "--likelihood"], "--likelihood is of pixels")
     fails(capsys, [*ask, "--codec", own, "--masks"], "--masks is of pixels")
     fails(capsys, [*ask, "--codec", own, "--model", "gan"], "--codec is a choice of diffusion models")
-    fails(capsys, ["train", "moons", "--codec", own, "--out", tmp_path / "b"], "an autoencoder of 1x8x8")
+    fails(capsys, ["train", "moons", "--codec", own, "--out", tmp_path / "b"], "an autoencoder of {'kind': 'image'")
     fails(capsys, ["train", "moons", "--latent", "--steps", "1", "--out", tmp_path / "c"], "these are points")
     fails(capsys, ["likelihood", latent, "-n", "2"], "does not know log p of a picture")
     picture, mask = tmp_path / "a.png", tmp_path / "mask.png"

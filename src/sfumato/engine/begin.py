@@ -64,9 +64,7 @@ def _prepare(asked: Asked, show: Watch) -> tuple[Path, Dataset]:
     show.say(f"{dataset.name}: {len(dataset.items):,} examples of {shape}, {len(dataset.classes)} classes -> {folder}")
     for line in (*(f"  note       {note}" for note in dataset.notes), *choices.lines):
         show.say(line)
-    Run.create(folder, config, dataset)
-    if latents is not None:
-        latents.copy(folder / "codec")
+    Run.create(folder, config, dataset, latents=latents)
     return folder, dataset
 
 
@@ -74,7 +72,7 @@ def _latents(codec: str, dataset: Dataset) -> LatentCodec:
     """Return the latents of a trained autoencoder, of pictures of the shape of some data."""
     found = Run.open(Path(codec)).latents()
     if found.pixel != dataset.codec:
-        ours, theirs = ("x".join(map(str, each.dims)) for each in (dataset.codec, found.pixel))
+        ours, theirs = (each.to_dict() for each in (dataset.codec, found.pixel))
         raise UserError(f"{codec}: an autoencoder of {theirs}, and the data are {ours}: train one on them")
     return found
 

@@ -82,7 +82,13 @@ class Run:
         return self.folder / "log.jsonl"
 
     @staticmethod
-    def create(folder: Path, config: Config, dataset: Dataset, like: GenerativeModel | None = None) -> Run:
+    def create(
+        folder: Path,
+        config: Config,
+        dataset: Dataset,
+        like: GenerativeModel | None = None,
+        latents: LatentCodec | None = None,
+    ) -> Run:
         """Make the folder of a new run.
 
         Args:
@@ -90,6 +96,7 @@ class Run:
             config: of the run.
             dataset: that it is trained on.
             like: of which it has the classes, the words and the codec; by default those of its data.
+            latents: of its data, whose autoencoder is copied; by default those of ``like``, if it has any.
 
         Raises:
             UserError: the folder exists.
@@ -97,9 +104,10 @@ class Run:
         Run.refuse(folder)
         run = Run.of(folder, config, dataset, like)
         write_atomic(folder / "data.json", json.dumps(run.data, indent=2, ensure_ascii=False).encode())
-        write_config(folder / "config.toml", config)
-        if like is not None and isinstance(like.codec, LatentCodec):
-            like.codec.copy(folder / "codec")
+        codec = latents if like is None else like.codec
+        if isinstance(codec, LatentCodec):
+            codec.copy(folder / "codec")
+        write_config(folder / "config.toml", config)  # last: with it the folder is a run
         return run
 
     @staticmethod
@@ -194,7 +202,7 @@ class Run:
             "data": self.data["name"],
             "weights": model.fingerprint(),
             "step": int(notes["step"]),
-        }
+        } | ({"codec": model.codec.fingerprint} if isinstance(model.codec, LatentCodec) else {})
 
     def load(
         self, ema: float | None = None, device: str | torch.device | None = None, lora: float = 1.0, **changes: Any

@@ -99,6 +99,11 @@ class LatentCodec:
         items = torch.cat([self.encode(dataset.items[some]).cpu() for some in index])
         return replace(dataset, items=items, codec=self.latents)
 
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that name the autoencoder's weights."""
+        return self.autoencoder.fingerprint()
+
     def copy(self, folder: Path) -> None:
         """Copy the autoencoder's run into another one's folder: what it takes to load it.
 
