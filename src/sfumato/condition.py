@@ -1,13 +1,13 @@
 """What a sample may be asked for, and the condition that asks for nothing.
 
 (1)  in training cond <- null, for a share p of the examples       (Ho and Salimans 2207.12598, alg. 1)
-(2)  of another share p, each word of the sentence is left out with probability 1/2: who asks says less than captions
-     do, and what is to be avoided is often said in one word
+(2)  of another share p, each word and each fact is left out with probability 1/2: who asks says less than captions do,
+     and what is to be avoided is often said in one word
 
-A :class:`Condition` says of each example what it is asked to be: a class, the words of a sentence by their places in a
-:class:`Vocabulary`, and what is known of it already. The null condition is a value like any other, so networks,
-samplers and files need to know no second way to be asked: no class, or a sentence without words. What is known stays
-known under it, as it is no wish.
+A :class:`Condition` says of each example what it is asked to be, in any mix: a class, the words of a sentence by their
+places in a :class:`Vocabulary`, attributes and numbers (facts.py), and what is known of it already. The null condition
+is a value like any other, so networks, samplers and files need to know no second way to be asked: no class, a sentence
+without words, no fact. What is known stays known under it, as it is no wish.
 
 A network that has learned both p(x | cond) and p(x) can be guided from one to the other; see guide/toward.py.
 """
@@ -15,6 +15,7 @@ A network that has learned both p(x | cond) and p(x) can be guided from one to t
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -28,16 +29,42 @@ from torch import Tensor
 
 from sfumato.errors import UserError
 
-__all__ = ["MOST_TOKENS", "MOST_WORDS", "NULL", "Condition", "Row", "Vocabulary", "short", "words_of"]
+__all__ = ["MOST_TOKENS", "MOST_WORDS", "NULL", "Condition", "Request", "Row", "Vocabulary", "short", "words_of"]
 
 NULL = -1
 """The label that asks for no class; of a sentence, where there is no word."""
-Row = int | tuple[int, ...]
-"""What one sample is asked for: a label, or the words of a sentence by their places."""
 MOST_WORDS, MOST_TOKENS = 8192, 32
 """Words of a vocabulary, and words of a sentence that are heard."""
 EXAMPLES = 256
 """Captions that are kept, to be asked for where nothing else is."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one sample is asked for, part by part; None for a part of which nothing is said.
+
+    Attributes:
+        label: index of a class.
+        words: of a sentence, by their places.
+        facts: as ``sfumato.facts`` hears them.
+    """
+
+    label: int | None = None
+    words: tuple[int, ...] | None = None
+    facts: tuple[float, ...] | None = None
+
+    @staticmethod
+    def of(row: Row) -> Request:
+        """Return a request for which something shorter may stand: a label, or the words of a sentence."""
+        if isinstance(row, Request):
+            return row
+        return Request(row) if isinstance(row, int) else Request(words=row)
+
+
+Row = int | tuple[int, ...] | Request
+"""What one sample is asked for; a label or the words of a sentence stand for a request of nothing else."""
+NOTHING = {"label": NULL, "words": NULL, "facts": math.nan}
+"""The null condition of each part that is a wish."""
 
 
 @dataclass(frozen=True)
@@ -47,49 +74,58 @@ class Condition:
     Attributes:
         label: (B,) indices of classes, ``NULL`` for none.
         words: (B, length) words by their places in a vocabulary, ``NULL`` where there is none.
+        facts: (B, columns) attributes and numbers as ``sfumato.facts`` hears them, NaN for what is not told.
         known: (B, 1 + C, H, W) what is known of a picture, as ``sfumato.known`` has it; None where nothing is.
         hint: (B, 1, H, W) what it shall look like in outline, as ``sfumato.hint`` has it; None where nothing is told.
     """
 
     label: Tensor | None = None
     words: Tensor | None = None
+    facts: Tensor | None = None
     known: Tensor | None = None
     hint: Tensor | None = None
 
     @staticmethod
     def of(rows: Sequence[Row], device: torch.device | None = None) -> Condition:
-        """Return what samples are asked for, one row for each.
+        """Return what samples are asked for, one row for each, with the parts that the first of them has.
 
         Args:
-            rows: labels, or sentences of one length.
+            rows: of the same parts.
             device: for it.
         """
-        asked = torch.tensor(rows, device=device)
-        return Condition(asked) if asked.ndim == 1 else Condition(words=asked)
+        requests = [Request.of(row) for row in rows]
+        told = [name for name in NOTHING if getattr(requests[0], name) is not None]
+        return Condition(
+            **{name: torch.tensor([getattr(each, name) for each in requests], device=device) for name in told}
+        )
 
     @property
-    def _parts(self) -> dict[str, Tensor]:
+    def parts(self) -> dict[str, Tensor]:
+        """The parts of which something is said, by name."""
         return {name: part for name, part in vars(self).items() if part is not None}
 
     @property
     def _wishes(self) -> dict[str, Tensor]:
-        return {name: part for name, part in self._parts.items() if name in ("label", "words")}
+        return {name: part for name, part in self.parts.items() if name in NOTHING}
 
     def __len__(self) -> int:
-        return len(next(iter(self._parts.values())))
+        return len(next(iter(self.parts.values())))
 
     def __getitem__(self, rows: Tensor | slice) -> Condition:
         """Return the conditions of some examples."""
-        return Condition(**{name: part[rows] for name, part in self._parts.items()})
+        return Condition(**{name: part[rows] for name, part in self.parts.items()})
 
     def to(self, device: torch.device | str) -> Condition:
         """Return it on a device."""
-        return Condition(**{name: part.to(device) for name, part in self._parts.items()})
+        return Condition(**{name: part.to(device) for name, part in self.parts.items()})
 
     def asking(self, row: Row) -> Condition:
         """Return what asks all of these examples for one thing, ``NULL`` for nothing; known and hint stay."""
+        asked = {name: getattr(Request.of(row), name) for name in NOTHING}
+        wanted = {name: NOTHING[name] if value is None else value for name, value in asked.items()}
         return replace(self, **{
-            name: torch.tensor(row, device=part.device).expand_as(part) for name, part in self._wishes.items()
+            name: torch.tensor(wanted[name], device=part.device, dtype=part.dtype).expand_as(part)
+            for name, part in self._wishes.items()
         })  # fmt: skip
 
     def dropped(self, share: float, rng: torch.Generator | None = None) -> Condition:
@@ -102,22 +138,31 @@ class Condition:
         if not share:
             return self
         gone = torch.rand(len(self), generator=rng) < share
-        left = self if self.words is None else replace(self, words=_thinned(self.words, share, rng))
+        left = self._thinned(share, rng)
         return replace(left, **{
-            name: part.masked_fill(gone.to(part.device).view(-1, *[1] * (part.ndim - 1)), NULL)
+            name: part.masked_fill(gone.to(part.device).view(-1, *[1] * (part.ndim - 1)), NOTHING[name])
             for name, part in left._wishes.items()
         })  # fmt: skip
 
-
-def _thinned(words: Tensor, share: float, rng: torch.Generator | None) -> Tensor:
-    """Return sentences (B, length) of which a share has lost half of its words, by chance; equation (2)."""
-    thin, coin = torch.rand(len(words), 1, generator=rng) < share, torch.rand(words.shape, generator=rng) < 0.5
-    lost = (thin & coin).to(words.device) | (words == NULL)
-    return words.masked_fill(lost, NULL).gather(1, lost.long().argsort(dim=1, stable=True))
+    def _thinned(self, share: float, rng: torch.Generator | None) -> Condition:
+        """Return conditions of which a share has lost half of its words and facts, by chance; equation (2)."""
+        left = {}
+        for name in ("words", "facts"):
+            part: Tensor | None = getattr(self, name)
+            if part is not None:
+                thin, coin = (
+                    torch.rand(len(part), 1, generator=rng) < share,
+                    torch.rand(part.shape, generator=rng) < 0.5,
+                )
+                left[name] = part.masked_fill((thin & coin).to(part.device), NOTHING[name])
+        if "words" in left:  # those that are left come first, in their order
+            order = (left["words"] == NULL).long().argsort(dim=1, stable=True)
+            left["words"] = left["words"].gather(1, order)
+        return replace(self, **left)
 
 
 def short(cond: Row | str) -> str:
-    """Return what is asked for as part of the name of a file: a label, or some digits that stand for a sentence."""
+    """Return what is asked for as part of the name of a file: a label, or some digits that stand for all else."""
     return str(cond) if isinstance(cond, int) else hashlib.sha256(repr(cond).encode()).hexdigest()[:8]
 
 

@@ -1,8 +1,10 @@
-"""Captions of pictures in a folder, as many tools keep them: a .txt beside each, or a table of all.
+"""What is told of pictures in a folder, as many tools keep it: a .txt beside each, or a table of all.
 
     a.png, a.txt          one picture's caption, the whole file
     metadata.jsonl        {"file_name": "a.png", "text": "a red circle"}, one line each   (the imagefolder convention)
     metadata.csv          file_name,text
+
+Other columns of a table, such as colour or price, are kept by their names; a table needs a text or any such column.
 
 A table lies in the folder that is given or in its train/ and test/, and its names are relative to where it lies. Text
 files are captions if any of them has the name of a picture; else they are nothing of ours.
@@ -14,23 +16,39 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sfumato.data.source import Fault
 from sfumato.errors import UserError
 
-__all__ = ["COLUMNS", "MOST_BYTES", "captions_of", "said"]
+__all__ = ["COLUMNS", "MOST_BYTES", "Told", "captions_of", "said"]
 
 MOST_BYTES = 2**14
 """Of one caption; a longer file is none."""
 TABLES = ("metadata.jsonl", "metadata.csv")
 COLUMNS = ("text", "caption")
 """Names of the column with the captions; the first that is there is taken."""
+NAME = "file_name"
+"""Name of the column with the names of the pictures."""
 
 
-def captions_of(root: Path, folders: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[Fault]]:
-    """Return the captions of pictures by their names, and what is a caption of none.
+@dataclass(frozen=True)
+class Told:
+    """What is told of one picture.
+
+    Attributes:
+        caption: in words; None if there is none.
+        columns: entries of other columns by their names.
+    """
+
+    caption: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+def captions_of(root: Path, folders: Sequence[str], names: Sequence[str]) -> tuple[dict[str, Told], list[Fault]]:
+    """Return what is told of pictures by their names, and what is told of none.
 
     Args:
         root: of the names.
@@ -41,12 +59,12 @@ def captions_of(root: Path, folders: Sequence[str], names: Sequence[str]) -> tup
         UserError: a table that cannot be read.
     """
     known = set(names)
-    told, lost = dict[str, str](), list[Fault]()
+    told, lost = dict[str, Told](), list[Fault]()
     for folder in folders:
         for table in (root / folder / name for name in TABLES):
-            for name, text in _rows(table) if table.is_file() else ():
+            for name, row in _rows(table) if table.is_file() else ():
                 if (full := os.path.normpath(f"{folder}/{name}" if folder else name)) in known:
-                    told[full] = text
+                    told[full] = row
                 else:
                     lost.append(Fault(f"{table.name}: {name}", "a caption without its picture"))
     beside = {os.path.splitext(name)[0]: name for name in names}  # noqa: PTH122 - a Path for each takes far longer
@@ -60,7 +78,7 @@ def captions_of(root: Path, folders: Sequence[str], names: Sequence[str]) -> tup
                 why = "a caption without its picture" if picture is None else f"no caption: over {MOST_BYTES} bytes"
                 lost.append(Fault(path.relative_to(root).as_posix(), why))
             else:
-                told[picture] = caption
+                told[picture] = Told(caption, told[picture].columns if picture in told else {})
     return told, lost
 
 
@@ -76,16 +94,18 @@ def _read(path: Path) -> str | None:
     return None if len(found) > MOST_BYTES else found.decode("utf-8", "replace").strip()
 
 
-def _rows(table: Path) -> Iterator[tuple[str, str]]:
-    """Yield the name and caption of every row of a table."""
+def _rows(table: Path) -> Iterator[tuple[str, Told]]:
+    """Yield the name of every row of a table, and what it tells."""
     try:
         with table.open(encoding="utf-8", newline="") as file:
             rows = map(json.loads, filter(str.strip, file)) if table.suffix == ".jsonl" else csv.DictReader(file)
             for row in rows:
-                text = said(row)
-                if text is None:
+                name, text = str(row[NAME]), said(row)
+                rest = {str(key): str(value).strip()[:MOST_BYTES] for key, value in row.items()
+                        if key not in (NAME, *COLUMNS) and isinstance(value, str | int | float)}  # fmt: skip
+                if text is None and not rest:
                     raise KeyError("text")
-                yield str(row["file_name"]), text
+                yield name, Told(text, {key: value for key, value in rest.items() if value})
     except KeyError as error:
         raise UserError(f"{table}: a row has no {error}; give each a file_name and a text") from error
     except (OSError, ValueError, AttributeError, csv.Error) as error:

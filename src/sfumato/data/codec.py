@@ -119,6 +119,7 @@ class Dataset:
             captions and a sample.
         notes: what was done to the data on the way, to tell the user.
         captions: N of them, None where an item has none; () if none has one.
+        columns: by name N entries of what else is told, None where an item has none.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Dataset:
     fingerprint: str
     notes: tuple[str, ...] = ()
     captions: tuple[str | None, ...] = ()
+    columns: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
 
     @property
     def streamed(self) -> bool:
@@ -151,6 +153,7 @@ class Dataset:
             items=self.items[some],
             labels=None if labels is None else labels[some],
             captions=tuple(captions[k] for k in some.tolist()) if captions else (),
+            columns={name: tuple(column[k] for k in some.tolist()) for name, column in self.columns.items()},
             test=None if test is None else test.in_memory(),
         )
 

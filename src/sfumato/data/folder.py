@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from sfumato.data.captions import captions_of
+from sfumato.data.captions import Told, captions_of
 from sfumato.data.decoding import SUFFIXES
 from sfumato.data.source import Fault, Source, name_of
 from sfumato.data.store import Names, Store, parts, printable, stored
@@ -44,7 +44,7 @@ def open_path(path: Path) -> Source | None:
     tops = Counter(_parts(name, 1)[0] for name in names)
     notes = _ignored(listing)
     split = parts(tops)
-    told, lost = dict[str, str](), list[Fault]()
+    told, lost = dict[str, Told](), list[Fault]()
     if {".txt", ".jsonl", ".csv"} & {*listing.others}:
         told, lost = captions_of(path, ("", *(split or ())), [os.fsdecode(name) for name in names])
     faults = [*listing.faults, *lost]
@@ -66,7 +66,7 @@ def _parts(name: bytes, most: int) -> list[str]:
 
 
 def _store(
-    root: Path, names: Names, depth: int, faults: Sequence[Fault], told: Mapping[str, str]
+    root: Path, names: Names, depth: int, faults: Sequence[Fault], told: Mapping[str, Told]
 ) -> tuple[Store, list[str]]:
     """The store of some files with what is told of them, and a note if not all of them lie in a class; classes are the
     folders at `depth`.
@@ -100,6 +100,8 @@ def _store(
         except OSError:  # its turn to be named comes when it is read
             return 0
 
+    rows = [told.get(os.fsdecode(name), Told()) for name in names] if told else []
+    others = dict.fromkeys(key for row in rows for key in row.columns)
     store = Store(
         sizes=np.fromiter(map(size, range(len(names))), np.int64, len(names)),
         name=lambda index: printable(os.fsdecode(names[index])),
@@ -108,7 +110,8 @@ def _store(
         codes=codes,
         classes=tuple(classes),
         faults=tuple(faults),
-        captions=tuple(told.get(os.fsdecode(name)) for name in names) if told else (),
+        captions=tuple(row.caption for row in rows) if any(row.caption is not None for row in rows) else (),
+        columns={key: tuple(row.columns.get(key) for row in rows) for key in others},
     )
     return store, notes
 

@@ -111,6 +111,7 @@ def _part(store: Store, seen: Seen, skip_bad: bool, dims: tuple[int, ...], class
     of_code = np.array([index_of.get(name, -1) for name in store.classes], np.int64)
     labels = of_code[store.codes[rows]] if classes else np.zeros(0, np.int64)
     digest = hashlib.sha256(store.identity + seen.digest + repr((dims, classes, *store.captions)).encode())
+    digest.update(repr(store.columns).encode() if store.columns else b"")
     for column in (store.sizes[rows], rows, labels):
         digest.update(np.ascontiguousarray(column).data)
     return Dataset(
@@ -123,6 +124,7 @@ def _part(store: Store, seen: Seen, skip_bad: bool, dims: tuple[int, ...], class
         fingerprint=digest.hexdigest(),
         notes=tuple(notes_of(findings)),
         captions=tuple(store.captions[row] for row in rows.tolist()) if store.captions else (),
+        columns={name: tuple(column[row] for row in rows.tolist()) for name, column in store.columns.items()},
     )
 
 

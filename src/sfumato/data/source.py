@@ -17,7 +17,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -65,6 +65,7 @@ class Item:
         label: name of its class.
         caption: what it shows, in words.
         facts: what decoding did to it ("turned by ..."); counted in the notes.
+        columns: entries by the name of their column.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Item:
     label: str | None = None
     facts: tuple[str, ...] = ()
     caption: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ def array_reader(
     labels: Sequence[str] | None = None,
     convert: Callable[[Array], Array] = np.asarray,
     captions: Sequence[str] | None = None,
+    columns: Mapping[str, Sequence[str]] | None = None,
 ) -> Reader:
     """Reader of the rows of an array.
 
@@ -173,12 +176,15 @@ def array_reader(
         labels: N class names, or None.
         convert: what each row is passed through when its turn comes.
         captions: N of them, or None.
+        columns: by name N entries, or None.
     """
 
     def read(use: Callable[[Item], T]) -> Iterator[T | Fault]:
         for index, value in enumerate(values):
             label = None if labels is None else labels[index]
-            yield use(Item(f"#{index}", convert(value), label, caption=None if captions is None else captions[index]))
+            caption = None if captions is None else captions[index]
+            told = {name: entries[index] for name, entries in (columns or {}).items()}
+            yield use(Item(f"#{index}", convert(value), label, caption=caption, columns=told))
 
     return read
 
@@ -305,10 +311,11 @@ def _part(
 ) -> Dataset:
     """One part of a dataset, with its own codec unless one is given."""
     classes = admitted(findings, skip_bad, classes)
-    items, labels, captions = _fill(source, findings, dims, classes)
+    items, labels, captions, columns = _fill(source, findings, dims, classes)
     digest = hashlib.sha256(items.data)
     digest.update(labels.data)
     digest.update(json.dumps(captions).encode() if captions else b"")
+    digest.update(json.dumps(columns).encode() if columns else b"")
     copies = sum(len(group) - 1 for group in findings.duplicates)
     notes = [
         *notes_of(findings),
@@ -324,6 +331,7 @@ def _part(
         fingerprint=digest.hexdigest(),
         notes=tuple(notes),
         captions=captions,
+        columns=columns,
     )
 
 
@@ -361,9 +369,9 @@ def admitted(findings: Findings, skip_bad: bool, classes: tuple[str, ...]) -> tu
 
 def _fill(
     source: Source, findings: Findings, dims: tuple[int, ...], classes: tuple[str, ...]
-) -> tuple[Array, NDArray[np.int64], tuple[str | None, ...]]:
-    """Read again, now into one array (N, *dims), its labels (N,) and N captions; no labels without classes, and no
-    captions where no item has one.
+) -> tuple[Array, NDArray[np.int64], tuple[str | None, ...], dict[str, tuple[str | None, ...]]]:
+    """Read again, now into one array (N, *dims), its labels (N,), N captions and columns of N; no labels without
+    classes, and no captions where no item has one.
     """
     kind, count = source.kind, findings.count
     check_bytes(source.name, (count, *dims), np.dtype(kind.dtype).itemsize, "use fewer items or a smaller --resolution")
@@ -371,8 +379,9 @@ def _fill(
     labels = np.empty(count if classes else 0, dtype=np.int64)
     index_of = {name: index for index, name in enumerate(classes)}
     captions: list[str | None] = []
+    told: list[Mapping[str, str]] = []
     filled = 0
-    for got in source.read(lambda item: (kind.fit(item, dims), item.label, item.caption)):
+    for got in source.read(lambda item: (kind.fit(item, dims), item.label, item.caption, item.columns)):
         if isinstance(got, Fault):
             continue
         if filled < count:
@@ -380,7 +389,9 @@ def _fill(
             if classes and got[1] is not None:
                 labels[filled] = index_of[got[1]]
             captions.append(got[2])
+            told.append(got[3])
         filled += 1
     if filled != count:
         raise UserError(f"{source.name}: changed while it was read ({count:,} items, then {filled:,}); try again")
-    return items, labels, tuple(captions) if any(each is not None for each in captions) else ()
+    columns = {name: tuple(row.get(name) for row in told) for name in dict.fromkeys(key for row in told for key in row)}
+    return items, labels, tuple(captions) if any(each is not None for each in captions) else (), columns

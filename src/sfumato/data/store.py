@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -73,6 +73,7 @@ class Store:
         classes: names of the classes.
         faults: what could not be opened to begin with.
         captions: N of them, None where there is none; () if there are none at all.
+        columns: by name what else is told of each, None where it is not.
     """
 
     sizes: NDArray[np.int64]
@@ -83,6 +84,7 @@ class Store:
     classes: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
     captions: tuple[str | None, ...] = ()
+    columns: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -127,7 +129,8 @@ def item(store: Store, index: int) -> Item | Fault:
     if code is not None and code < 0:
         return Fault(store.name(index), "no label")
     caption = store.captions[index] if store.captions else None
-    return Item(store.name(index), got[0], None if code is None else store.classes[code], got[1], caption)
+    told = {name: entry for name, column in store.columns.items() if (entry := column[index]) is not None}
+    return Item(store.name(index), got[0], None if code is None else store.classes[code], got[1], caption, told)
 
 
 def mapped(work: Callable[[int], T], indices: Array) -> Iterator[T]:

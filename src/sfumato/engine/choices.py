@@ -36,8 +36,6 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
         raise UserError(
             f"'{asked.data}' has no classes; leave --classes out, or sort the files into a folder for each class"
         )
-    if asked.text and asked.classes:
-        raise UserError("a model hears classes or sentences: give either --classes or --text")
     device, why = device_of(asked.device)
     choices.take("device", asked.device, device, why)
     if asked.codec is not None and (asked.likelihood or asked.masks):
@@ -73,6 +71,7 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
         shard=asked.shard,
         lr=lr,
         optimizer=optimizer,
+        facts=asked.facts,
         mirror=asked.mirror,
         steps=steps,
         seconds=seconds,

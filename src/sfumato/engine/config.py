@@ -62,6 +62,7 @@ class Config:
         optimizer: "muon" or "adamw".
         steps: length of the run in steps; 0 if ``seconds`` decides.
         seconds: length of the run in seconds; 0 if ``steps`` decides.
+        facts: names of the columns that are heard.
         mirror: show each picture mirrored, left for right, every other time.
         ema: horizon of the weights' average, as a share of the run so far.
         save_every: seconds between checkpoints.
@@ -86,6 +87,7 @@ class Config:
     optimizer: Rule = "adamw"
     steps: int = 0
     seconds: float = 0.0
+    facts: tuple[str, ...] = ()
     mirror: bool = False
     ema: float = 0.1
     save_every: float = 30.0

@@ -187,7 +187,8 @@ def evaluate(
                 show.say(f"  {note}")
             pace = Pace(show, stop, count)
             drawn = torch.cat([batch.items for batch in draws.part(range(count), pace).batches])
-            asked = torch.tensor(draws.model.requests(range(count))) if draws.model.classes else None
+            rows = draws.model.requests(range(count))
+            asked = torch.tensor([row.label for row in rows]) if draws.model.classes else None
             found, more = compare(real, drawn, asked, wish.seed)
             weights, way = draws.recipe["weights"], draws.way
     finally:

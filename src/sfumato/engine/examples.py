@@ -104,7 +104,9 @@ def chosen(dataset: Dataset, model: GenerativeModel, n: int, seed: int) -> Examp
     if model.classes:
         labels, classes = _labels(held, model, dataset.name), model.classes
     labels = None if labels is None else labels[index]
-    cond = Condition(labels) if model.classes else model.conditions_of(held, index)
+    cond = model.conditions_of(held, index)
+    if model.classes:
+        cond = replace(cond or Condition(), label=labels)
     return Examples(dataset.name, held.items[index], labels, classes, index, part, len(held.items), cond)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.condition import Row, short
+from sfumato.condition import Request, Row, short
 from sfumato.engine.formats import FORMATS, Batch, Part, format_of
 from sfumato.engine.given import digest, fitted, pictures, pixels
 from sfumato.engine.interrupt import Interrupt
@@ -48,6 +48,7 @@ class Wish:
         rescale: see ``sfumato.guide.Guidance``.
         away: name or index of a class, or a sentence, to go away from.
         prompt: a sentence; None for those that the model keeps, in turn.
+        where: facts that are asked for, each as name=value.
         also: classes or sentences that are asked for beside, each with its weight after a colon if it has its own.
         worse: share of the run after which the model was what to go away from; None for no such.
         lora: how much of what the run learned on top of another is taken.
@@ -65,6 +66,7 @@ class Wish:
     rescale: float = 0.0
     away: str | None = None
     prompt: str | None = None
+    where: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
     worse: float | None = None
     lora: float = 1.0
@@ -76,8 +78,6 @@ class Wish:
         Raises:
             UserError: the model has no such class, hears no such words, or cannot be guided so.
         """
-        if self.wanted is not None and self.prompt is not None:
-            raise UserError("give either --class or --prompt, not both")
         return model.way(
             seed=self.seed,
             steps=self.steps,
@@ -89,9 +89,15 @@ class Wish:
         )
 
     def _cond(self, model: GenerativeModel) -> Row | None:
-        if self.prompt is not None:
-            return model.prompt(self.prompt)
-        return None if self.wanted is None else model.label(self.wanted)
+        asked = [
+            None if self.wanted is None else model.label(self.wanted),
+            None if self.prompt is None else model.prompt(self.prompt),
+            model.say(self.where) if self.where else None,
+        ]
+        label, words, facts = asked
+        if facts is None and (label is None or words is None):
+            return words if label is None else label
+        return Request(label, words, facts)
 
     def _guidance(self, model: GenerativeModel) -> Guidance | None:
         if self.guidance is None:
@@ -103,8 +109,8 @@ class Wish:
             return None
         interval = (0.0, math.inf) if self.interval is None else self.interval
         away = None if self.away is None else model.request(self.away)
-        if self.also and self.wanted is None and self.prompt is None:
-            raise UserError("--also adds to what is asked for: name that with --prompt or --class")
+        if self.also and self.wanted is None and self.prompt is None and not self.where:
+            raise UserError("--also adds to what is asked for: name that with --prompt, --class or --where")
         also = tuple((model.request(text), weight) for text, weight in self.beside(self.guidance))
         return Guidance(self.guidance, interval, self.rescale, away, also, self.worse or 0.0)
 
@@ -159,7 +165,7 @@ class Draws:
             rows = model.requests(index, self.way.cond)
             names = list(map(model.named, rows)) if rows else [{}] * len(index)
             recipes = [self.recipe | {"index": i} | name for i, name in zip(index, names, strict=True)]
-            labels = torch.tensor(rows) if model.classes else None
+            labels = torch.tensor([row.label for row in rows]) if model.classes else None
             batch = Batch(index, model.codec.decode(states), labels, recipes)
             tick(batch)
             yield batch
@@ -234,7 +240,10 @@ def _told(model: GenerativeModel, way: Way) -> dict[str, Any]:
     """Return a way for a recipe, which holds words and no infinity; what guides nothing is left out."""
 
     def words(cond: Row | None) -> str | None:
-        return None if cond is None else next(iter(model.named(cond).values()))
+        if cond is None:
+            return None
+        first, *rest = [*model.named(cond).items()] or [("", "nothing")]
+        return ", ".join([first[1], *(f"{name} {text}" for name, text in rest)]) if rest else first[1]
 
     told = {key: value for key, value in asdict(way).items() if key not in ("cond", "guidance", "hint")}
     told["asked for"] = words(way.cond)

@@ -43,11 +43,14 @@ class Correction(Lesson):
 
     def shown(self, dataset: Dataset) -> Dataset:
         drawn = read_weights(self.run.drawn, self.run.config.student.weights)
-        asked, vocabulary = drawn.get("labels"), self.teacher.vocabulary
-        if vocabulary is None or asked is None:
-            return replace(dataset, items=drawn["items"], labels=asked)
-        captions = tuple(vocabulary.told(row) for row in asked.tolist())
-        return replace(dataset, items=drawn["items"], labels=None, captions=captions)
+        seen = replace(dataset, items=drawn["items"], labels=drawn.get("label"))
+        if self.teacher.vocabulary is not None:
+            seen = replace(seen, captions=tuple(self.teacher.vocabulary.told(row) for row in drawn["words"].tolist()))
+        if (facts := self.teacher.facts) is not None:
+            told = [facts.told(row) for row in drawn["facts"].tolist()]
+            columns = {fact.name: tuple(row.get(fact.name) for row in told) for fact in facts.columns}
+            seen = replace(seen, columns=columns)
+        return seen
 
     def conclude(self, average: GenerativeModel, dataset: Dataset, say: Callable[[str], None]) -> None:
         weight = corrected(average, self.teacher, dataset, say)

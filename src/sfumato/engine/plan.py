@@ -225,5 +225,5 @@ def _words(asked: Asked) -> list[str]:
         value = getattr(asked, field.name)
         if field.name != "data" and value != field.default:
             name = f"--{field.name.replace('_', '-')}"
-            words += [name] if value is True else [name, str(value)]
+            words += [name] if value is True else [name, *value] if isinstance(value, tuple) else [name, str(value)]
     return words

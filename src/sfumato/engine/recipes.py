@@ -15,6 +15,7 @@ from sfumato.engine.asked import Asked, Choices
 from sfumato.engine.machine import has_bf16
 from sfumato.engine.optimizer import Rule
 from sfumato.errors import UserError, choose
+from sfumato.facts import Facts
 from sfumato.models.base import Spec
 from sfumato.models.diffusion import DiffusionSpec
 from sfumato.models.gan import GANSpec
@@ -167,8 +168,9 @@ def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices
         dropout=dropout,
         classes=len(dataset.classes) if asked.classes else 0,
         drop=choices.take("drop", None, DROP, "of what is asked for, so that guidance can ask for more of it")
-        if asked.classes or asked.text
+        if asked.classes or asked.text or asked.facts
         else 0.0,
+        facts=_facts(dataset, asked, choices),
         masks=asked.masks,
         **_text(dataset, choices) if asked.text else {},
         schedule=asked.schedule,
@@ -361,6 +363,17 @@ def _text(dataset: Dataset, choices: Choices) -> dict[str, Any]:
     known = Vocabulary.of(dataset.captions, dataset.name)
     choices.take("words", None, len(known.words), f"different ones in the captions, at most {known.length} in one")
     return {"vocabulary": len(known.words), "tokens": known.length}
+
+
+def _facts(dataset: Dataset, asked: Asked, choices: Choices) -> tuple[int, ...]:
+    """Return what a network is to hear of columns."""
+    if not asked.facts:
+        return ()
+    found = Facts.of(dataset.columns, asked.facts, dataset.name)
+    for fact in found.columns:
+        what = f"one of {len(fact.values)} values" if fact.values else f"a number, {fact.mean:.4g} +- {fact.std:.4g}"
+        choices.take(fact.name, None, what, "by what its column holds")
+    return found.kinds
 
 
 def _samples(asked: Asked, kind: str, choices: Choices) -> dict[str, Any]:

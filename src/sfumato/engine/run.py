@@ -26,6 +26,7 @@ from sfumato.engine.distributed import assign
 from sfumato.engine.machine import device_of, has_bf16
 from sfumato.engine.shipped import names, unpacked
 from sfumato.errors import UserError
+from sfumato.facts import Facts
 from sfumato.files import exists, write_atomic
 from sfumato.models.base import GenerativeModel
 from sfumato.models.diffusion import Diffusion, DiffusionSpec
@@ -119,6 +120,7 @@ class Run:
             "fingerprint": dataset.fingerprint,
             "classes": list((dataset if like is None else like).classes) if config.model.classes else [],
             "vocabulary": _vocabulary(config, dataset) if like is None else _record(like.vocabulary),
+            "facts": _facts(config, dataset) if like is None else _record(like.facts),
             "codec": (dataset if like is None else like).codec.to_dict(),
             "notes": list(dataset.notes),
         }
@@ -145,6 +147,7 @@ class Run:
             data = json.loads(path.read_text("utf-8"))
             codec_from(data["codec"])
             _vocabulary_of(data)
+            _facts_of(data)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: missing or damaged ({error}); restore it, or train again") from error
         return Run(folder, config, data)
@@ -165,7 +168,9 @@ class Run:
             changes: of the config's model; its precision is by default what :meth:`precision` says.
         """
         spec = replace(self.config.model, **({"precision": self.precision(device)} | changes))
-        return spec.build(self.codec(), self.data["classes"], _vocabulary_of(self.data))
+        model = spec.build(self.codec(), self.data["classes"], _vocabulary_of(self.data))
+        model.facts = _facts_of(self.data)
+        return model
 
     def codec(self) -> Codec:
         """Return the codec of the run's data: of a run of latents, by the autoencoder in its folder."""
@@ -300,8 +305,18 @@ def _vocabulary(config: Config, dataset: Dataset) -> dict[str, Any] | None:
     return Vocabulary.of(dataset.captions, dataset.name).to_dict() if hears else None
 
 
-def _record(vocabulary: Vocabulary | None) -> dict[str, Any] | None:
-    return None if vocabulary is None else vocabulary.to_dict()
+def _facts(config: Config, dataset: Dataset) -> dict[str, Any] | None:
+    """Return the record of the columns that a model hears, which are those of its data."""
+    return Facts.of(dataset.columns, config.facts, dataset.name).to_dict() if config.facts else None
+
+
+def _record(heard: Vocabulary | Facts | None) -> dict[str, Any] | None:
+    return None if heard is None else heard.to_dict()
+
+
+def _facts_of(data: Mapping[str, Any]) -> Facts | None:
+    record = data.get("facts")  # runs of before have none
+    return None if record is None else Facts.from_dict(record)
 
 
 def _vocabulary_of(data: Mapping[str, Any]) -> Vocabulary | None:

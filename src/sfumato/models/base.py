@@ -19,10 +19,11 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from sfumato.condition import NULL, Condition, Row, Vocabulary
+from sfumato.condition import NULL, Condition, Request, Row, Vocabulary
 from sfumato.data.codec import Codec, Dataset
 from sfumato.dist import Rng
 from sfumato.errors import UserError, nearest
+from sfumato.facts import Facts
 from sfumato.guide import Guidance
 
 __all__ = ["GenerativeModel", "Learner", "Spec", "Way"]
@@ -77,8 +78,7 @@ class Way:
         steps: steps of the sampler.
         method: name of the sampler.
         grid: name of the grid.
-        cond: what is asked for, a class index or the words of a sentence; None for every class, or sentence that the
-            model keeps, in turn.
+        cond: what is asked for; None for every class, and what the model keeps of sentences and facts, in turn.
         guidance: towards it; None for the model as it was trained.
         hint: (1, *raw) a picture whose outline is followed; None for none.
     """
@@ -117,6 +117,7 @@ class GenerativeModel(nn.Module, ABC):
     Attributes:
         family: what kind it is, a key of ``sfumato.models.FAMILIES``.
         momentum: whether the optimiser may keep a momentum of gradients.
+        facts: columns that it hears; None if it hears none.
 
     Args:
         codec: between the user's items and states.
@@ -132,6 +133,7 @@ class GenerativeModel(nn.Module, ABC):
         self.codec = codec
         self.classes = classes
         self.vocabulary = vocabulary
+        self.facts: Facts | None = None
 
     # ── Learning ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -194,7 +196,8 @@ class GenerativeModel(nn.Module, ABC):
     @property
     def abilities(self) -> tuple[str, ...]:
         """What the trained model can give but a sample, each in a few words."""
-        return ("a class that is asked for",) * bool(self.classes) + ("a sentence",) * bool(self.vocabulary)
+        told = ("a class that is asked for",) * bool(self.classes) + ("a sentence",) * bool(self.vocabulary)
+        return told if self.facts is None else (*told, *(fact.name for fact in self.facts.columns))
 
     def bound(self, x_0: Tensor, cond: Condition | None = None, rng: Rng = None) -> Tensor | None:
         """Return a lower bound on log p(x_0) in nats, (B,) float64; None if this model tells none.
@@ -260,18 +263,56 @@ class GenerativeModel(nn.Module, ABC):
         """
         return self.label(text) if self.vocabulary is None else self.prompt(text)
 
-    def requests(self, indices: Sequence[int], cond: Row | None = None) -> list[Row]:
-        """Return what samples are asked for by index: ``cond``, or every class or kept sentence in turn; nothing of a
-        model that cannot be asked.
+    def say(self, told: Sequence[str]) -> tuple[float, ...]:
+        """Return facts that are written as name=value.
+
+        Raises:
+            UserError: the model hears none, not these, or one is not written so.
         """
-        if not self.classes and self.vocabulary is None:
-            return []
+        if self.facts is None:
+            raise UserError("this run was trained without facts: train with --facts to ask for attributes and numbers")
+        pairs = [text.partition("=") for text in told]
+        for name, sign, _ in pairs:
+            if not sign:
+                raise UserError(
+                    f"'{name}' is no fact: write name=value, of {', '.join(f.name for f in self.facts.columns)}"
+                )
+        return self.facts.row({name.strip(): value.strip() for name, _, value in pairs})
+
+    def requests(self, indices: Sequence[int], cond: Row | None = None) -> list[Request]:
+        """Return what samples are asked for by index: ``cond``, or every class, and kept sentences and facts, in turn;
+        nothing of a model that cannot be asked.
+        """
         if cond is not None:
-            return [cond] * len(indices)
-        if self.vocabulary is None:
-            return [i % len(self.classes) for i in indices]
-        kept = self.vocabulary.examples
-        return [self.vocabulary.row(kept[i % len(kept)]) for i in indices]
+            return [self._whole(Request.of(cond))] * len(indices) if self._hears else []
+        words = [] if self.vocabulary is None else [self.vocabulary.row(text) for text in self.vocabulary.examples]
+        facts = () if self.facts is None else self.facts.examples
+        return (
+            [
+                Request(
+                    i % len(self.classes) if self.classes else None,
+                    words[i % len(words)] if words else None,
+                    facts[i % len(facts)] if facts else None,
+                )
+                for i in indices
+            ]
+            if self._hears
+            else []
+        )
+
+    @property
+    def _hears(self) -> bool:
+        return bool(self.classes or self.vocabulary or self.facts)
+
+    def _whole(self, asked: Request) -> Request:
+        """Return a request with the null condition for each part that is heard and of which nothing is said."""
+        silence = None if self.vocabulary is None else (NULL,) * self.vocabulary.length
+        unknown = None if self.facts is None else (math.nan,) * len(self.facts.columns)
+        return Request(
+            NULL if asked.label is None and self.classes else asked.label,
+            silence if asked.words is None else asked.words,
+            unknown if asked.facts is None else asked.facts,
+        )
 
     def conditions(self, indices: Sequence[int], cond: Row | None = None) -> Condition | None:
         """Return :meth:`requests` as networks hear them; None of a model that cannot be asked."""
@@ -285,10 +326,15 @@ class GenerativeModel(nn.Module, ABC):
             dataset: with classes, if the model was trained with them; one without a caption asks for nothing.
             index: (b,) of the examples.
         """
+        label = dataset.labels[index] if self.classes and dataset.labels is not None else None
+        words = facts = None
         if self.vocabulary is not None:
             captions = dataset.captions or [None] * len(dataset.items)
-            return Condition(words=self.vocabulary.rows([captions[k] or "" for k in index.tolist()]))
-        return Condition(dataset.labels[index]) if self.classes and dataset.labels is not None else None
+            words = self.vocabulary.rows([captions[k] or "" for k in index.tolist()])
+        if self.facts is not None:
+            facts = self.facts.rows(dataset.columns, index.tolist())
+        told = any(part is not None for part in (label, words, facts))
+        return Condition(label, words, facts) if told else None
 
     def named(self, row: Row) -> dict[str, str]:
         """Return what one sample is asked for, for its recipe.
@@ -296,9 +342,12 @@ class GenerativeModel(nn.Module, ABC):
         Args:
             row: one of :meth:`requests`.
         """
-        if isinstance(row, int):
-            return {"class": "none" if row == NULL else self.classes[row]}
-        return {"prompt": "" if self.vocabulary is None else self.vocabulary.told(row)}
+        asked, told = Request.of(row), dict[str, str]()
+        if asked.label is not None:
+            told["class"] = "none" if asked.label == NULL else self.classes[asked.label]
+        if asked.words is not None and self.vocabulary is not None:
+            told["prompt"] = self.vocabulary.told(asked.words)
+        return told | (self.facts.told(asked.facts) if self.facts is not None and asked.facts is not None else {})
 
     def way(
         self,
@@ -318,7 +367,8 @@ class GenerativeModel(nn.Module, ABC):
             steps: steps of the sampler.
             method: name of the sampler.
             grid: name of the grid.
-            cond: class index, or what :meth:`prompt` gives; by default every class, or kept sentence, in turn.
+            cond: class index, what :meth:`prompt` gives, or a ``Request`` of several parts; by default every class, and
+                what is kept of sentences and facts, in turn.
             guidance: towards it; by default the model as it was trained.
             hint: (1, *raw) a picture whose outline is followed, by a model that was trained to.
 

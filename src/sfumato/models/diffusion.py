@@ -58,6 +58,7 @@ class DiffusionSpec(Spec):
         hint: what a U-Net follows by a branch of its own, a key of ``sfumato.hint.HINTS``; "" for nothing.
         vocabulary: number of words that a U-Net hears, 0 for none.
         tokens: words of a sentence, at most.
+        facts: for each column that a network of pictures hears the number of its values, 0 for a number.
         variance: of the reverse step: "learned" by the network, for the sampler "ancestral-learned", or "fixed".
         gives: what the estimate stands for, a key of ``sfumato.denoise.GIVES``.
         sampler: that draws from it unless another is asked for.
@@ -85,6 +86,7 @@ class DiffusionSpec(Spec):
     hint: str = ""
     vocabulary: int = 0
     tokens: int = 0
+    facts: tuple[int, ...] = ()
     variance: Literal["fixed", "learned"] = "fixed"
     gives: str = "mean"
     sampler: str = SAMPLER
@@ -117,6 +119,8 @@ class DiffusionSpec(Spec):
     def _mlp(self, dim: int) -> MLP:
         if self.vocabulary:
             raise UserError("a network for points hears no sentences: leave --text out")
+        if self.facts:
+            raise UserError("a network for points hears no facts: leave --facts out")
         if self.masks:
             raise UserError("a mask hides a part of a picture, and these data are points: leave --masks out")
         return MLP(
@@ -134,6 +138,7 @@ class DiffusionSpec(Spec):
             "classes": self.classes,
             "vocabulary": self.vocabulary,
             "tokens": self.tokens,
+            "facts": self.facts,
             "known": self.masks,
             "dropout": self.dropout,
             "out": self._heads * channels,
@@ -211,7 +216,7 @@ class Diffusion(GenerativeModel):
 
     @property
     def knows_null(self) -> bool:
-        return bool(self.classes or self.vocabulary) and self.denoiser.drop > 0
+        return self._hears and self.denoiser.drop > 0
 
     @property
     def follows(self) -> bool:
@@ -263,8 +268,10 @@ class Diffusion(GenerativeModel):
         if guidance.worse:
             if guidance.worse not in self.worse:
                 raise UserError(f"nothing is known of this model after {guidance.worse:g} of its run")
-        elif not self.classes and self.vocabulary is None:
-            raise UserError("there is nothing to guide to: train with --classes or --text to ask for something")
+        elif not self._hears:
+            raise UserError(
+                "there is nothing to guide to: train with --classes, --text or --facts to ask for something"
+            )
         if self.denoiser.gives != "mean":
             raise UserError("a student goes its teacher's way alone and cannot be guided: guide its teacher")
         if guidance.away is None and not guidance.worse and not self.knows_null:

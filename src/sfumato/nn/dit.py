@@ -10,6 +10,7 @@ Queries and keys have unit scale, which keeps high learning rates stable (Dehgha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -37,6 +38,7 @@ class DiT(PictureNetwork):
         classes: as for ``PictureNetwork``.
         vocabulary: as for ``PictureNetwork``.
         tokens: as for ``PictureNetwork``.
+        facts: as for ``PictureNetwork``.
         known: as for ``PictureNetwork``.
         dropout: probability of dropping a hidden activation in training.
         out: channels of the output; by default as many as of the images.
@@ -44,7 +46,7 @@ class DiT(PictureNetwork):
         precision: as for ``PictureNetwork``.
 
     Raises:
-        ValueError: classes and words, or a width that is no multiple of 4.
+        ValueError: a width that is no multiple of 4.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class DiT(PictureNetwork):
         classes: int = 0,
         vocabulary: int = 0,
         tokens: int = 0,
+        facts: Sequence[int] = (),
         known: bool = False,
         dropout: float = 0.0,
         out: int | None = None,
@@ -66,8 +69,8 @@ class DiT(PictureNetwork):
         if width % 4:
             raise ValueError(f"sines and cosines of two axes need a width that is a multiple of 4, got {width}")
         super().__init__(
-            channels, width, patch, classes=classes, vocabulary=vocabulary, tokens=tokens, known=known, ends=ends,
-            precision=precision,
+            channels, width, patch, classes=classes, vocabulary=vocabulary, tokens=tokens, facts=facts, known=known,
+            ends=ends, precision=precision,
         )  # fmt: skip
         self.width, self.patch = width, patch
         self.inlet = started(nn.Conv2d(self.inputs, width, patch, stride=patch))

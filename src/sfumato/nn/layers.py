@@ -8,6 +8,7 @@ layer, start at zero: a fresh network passes its input through all blocks and an
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
@@ -15,12 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
-    "AFTER_SILU", "Attention", "Conditioning", "Waves", "attended", "channel_norm", "heads_of", "started",
+    "AFTER_SILU", "Attention", "Conditioning", "Told", "Waves", "attended", "channel_norm", "heads_of", "started",
 ]  # fmt: skip
 
 AFTER_SILU = 1.6765
 """Gain that brings silu of unit noise back to unit scale, 1 / sqrt(E[silu(z)^2])."""
 HEAD_WIDTH = 32
+NUMBER_OCTAVES = 3
+"""Of the waves by which a number is heard: the shortest is 1.6 deviations long."""
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
@@ -58,11 +61,14 @@ class Conditioning(nn.Module):
         classes: number of class labels; 0 means there are none.
         ends: whether the level of a step's end is heard.
         text: length of the vector of a sentence; 0 means there are no sentences.
+        facts: for each column that is heard the number of its values, 0 for a number.
     """
 
     frequencies: Tensor
 
-    def __init__(self, width: int, classes: int = 0, ends: bool = False, text: int = 0):
+    def __init__(
+        self, width: int, classes: int = 0, ends: bool = False, text: int = 0, facts: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.classes = classes
         self.register_buffer("frequencies", 0.5 * 16 ** torch.linspace(0, 1, 16), persistent=False)
@@ -70,19 +76,28 @@ class Conditioning(nn.Module):
         self.outer = started(nn.Linear(width, width), AFTER_SILU)
         self.label = nn.Embedding(classes, width) if classes else None
         self.sentence = started(nn.Linear(text, width)) if text else None
+        self.facts = nn.ModuleList(Told(values, width) for values in facts)
         self.end = nn.Linear(32, width, bias=False) if ends else None
         if self.end is not None:
             nn.init.zeros_(self.end.weight)
 
     def forward(
-        self, level: Tensor, label: Tensor | None, to: Tensor | None = None, sentence: Tensor | None = None
+        self,
+        level: Tensor,
+        label: Tensor | None,
+        to: Tensor | None = None,
+        sentence: Tensor | None = None,
+        facts: Tensor | None = None,
     ) -> Tensor:
-        """Levels (B,), labels (B,) below classes, levels of ends (B,) and vectors of sentences (B, text) to vectors
-        (B, width). A label below 0 is none: it adds nothing.
+        """Levels (B,), labels (B,) below classes, levels of ends (B,), vectors of sentences (B, text) and facts (B,
+        columns) to vectors (B, width). A label below 0 is none, and so is a fact that is NaN: they add nothing.
 
         Raises:
-            ValueError: labels or ends are missing where the network has them, or given where it has none.
+            ValueError: labels, facts or ends are missing where the network has them, or given where it has none.
         """
+        if len(self.facts) != (0 if facts is None else facts.shape[1]):
+            heard = "none" if facts is None else facts.shape[1]
+            raise ValueError(f"this network was built with {len(self.facts)} facts, and cond has {heard}")
         if self.label is None and label is not None:
             raise ValueError("cond has labels, but this network was built with classes=0")
         if self.label is not None and label is None:
@@ -97,11 +112,39 @@ class Conditioning(nn.Module):
             h = h + torch.where((label < 0)[:, None], 0.0, self.label(label.clamp(min=0)))
         if self.sentence is not None:
             h = h + self.sentence(sentence)
+        for k, told in enumerate(self.facts):
+            h = h + told(facts[:, k]) if facts is not None else h
         return F.silu(h)
 
     def _waves(self, level: Tensor) -> Tensor:
         phase = level[:, None] * self.frequencies
         return torch.cat([phase.cos(), phase.sin()], 1)
+
+
+class Told(nn.Module):
+    """One fact as a vector: an attribute by a table of its values, a number by its waves.
+
+    Args:
+        values: of an attribute; 0 for a number.
+        width: length of the vector.
+    """
+
+    def __init__(self, values: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(values, width) if values else None
+        self.waves = Waves(1, 0 if values else NUMBER_OCTAVES)
+        self.number = None if values else started(nn.Linear(self.waves.out, width))
+
+    def forward(self, fact: Tensor) -> Tensor:
+        """(B,) places of values, or numbers of unit variance, NaN for nothing, to (B, width), 0 for nothing."""
+        known = fact.nan_to_num(0.0)
+        told: Tensor
+        if self.table is not None:
+            told = self.table(known.long())
+        else:
+            assert self.number is not None
+            told = self.number(self.waves(known[:, None]))
+        return torch.where(fact.isnan()[:, None], 0.0, told)
 
 
 class Waves(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -30,14 +31,12 @@ class PictureNetwork(nn.Module, ABC):
         embedding: length of the vector of noise level and what is asked for.
         multiple: what height and width are padded to.
         classes: number of class labels; 0 means there are none.
-        vocabulary: number of words that it hears, instead of labels; 0 means none.
+        vocabulary: number of words that it hears; 0 means none.
         tokens: words of a sentence, at most.
+        facts: for each column that it hears the number of its values, 0 for a number.
         known: whether it is shown what is known of a picture.
         ends: whether the network hears the level at which a step ends.
         precision: "bf16" computes inside the network in bfloat16 (autocast); weights and output keep their type.
-
-    Raises:
-        ValueError: classes and words.
     """
 
     def __init__(
@@ -49,18 +48,17 @@ class PictureNetwork(nn.Module, ABC):
         classes: int,
         vocabulary: int,
         tokens: int,
+        facts: Sequence[int],
         known: bool,
         ends: bool,
         precision: Literal["fp32", "bf16"],
     ) -> None:
         super().__init__()
-        if classes and vocabulary:
-            raise ValueError("a network hears labels or words: give classes or vocabulary")
         self.channels, self.multiple, self.known, self.precision = channels, multiple, known, precision
         self.inputs = 2 * channels + 1 if known else channels
         self.text = TextEncoder(vocabulary, tokens) if vocabulary else None
         self.told = self.text.width if self.text else 0
-        self.conditioning = Conditioning(embedding, classes, ends, self.told)
+        self.conditioning = Conditioning(embedding, classes, ends, self.told, facts)
         self.control: Control | None = None
 
     def forward(self, x: Tensor, level: Tensor, cond: Condition | None = None, to: Tensor | None = None) -> Tensor:
@@ -88,7 +86,8 @@ class PictureNetwork(nn.Module, ABC):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             heard = self._heard(said.words)
             sentence = None if heard is None else heard.words[:, 0]
-            out = self._forward(padded, self.conditioning(level, said.label, to, sentence), heard, hint)
+            conditioning = self.conditioning(level, said.label, to, sentence, said.facts)
+            out = self._forward(padded, conditioning, heard, hint)
         return (out if fits else out[:, :, :height, :width]).to(x.dtype).contiguous()
 
     @abstractmethod

@@ -31,9 +31,10 @@ class UNet(PictureNetwork):
         blocks: residual blocks per level, on the way down and again on the way up.
         attention: per level, whether self-attention follows its blocks. Its cost grows with (height x width)^2.
         classes: number of class labels; 0 means there are none.
-        vocabulary: number of words that it hears, instead of labels; 0 means none. All levels but the finest attend to
+        vocabulary: number of words that it hears; 0 means none. All levels but the finest attend to
             them, or the only one.
         tokens: words of a sentence, at most.
+        facts: for each column that it hears the number of its values, 0 for a number.
         known: whether it is shown what is known of a picture; by default nothing is.
         hint: whether it has a branch that follows a hint; see control.py.
         dropout: probability of dropping a hidden activation in training.
@@ -42,7 +43,7 @@ class UNet(PictureNetwork):
         precision: "bf16" computes inside the network in bfloat16 (autocast); weights and output keep their type.
 
     Raises:
-        ValueError: `attention` and `widths` differ in length; classes and words.
+        ValueError: `attention` and `widths` differ in length.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class UNet(PictureNetwork):
         classes: int = 0,
         vocabulary: int = 0,
         tokens: int = 0,
+        facts: Sequence[int] = (),
         known: bool = False,
         hint: bool = False,
         dropout: float = 0.0,
@@ -67,7 +69,7 @@ class UNet(PictureNetwork):
         embedding = 4 * widths[0]
         super().__init__(
             channels, embedding, 2 ** (len(widths) - 1), classes=classes, vocabulary=vocabulary, tokens=tokens,
-            known=known, ends=ends, precision=precision,
+            facts=facts, known=known, ends=ends, precision=precision,
         )  # fmt: skip
         told = self.told
         self.inlet = started(nn.Conv2d(self.inputs, widths[0], 3, padding=1))

@@ -24,6 +24,7 @@ def sample(
     seed: int = 0,
     class_: Class = None,
     prompt: str | None = None,
+    where: tuple[str, ...] = (),
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
@@ -55,6 +56,7 @@ def sample(
         class_: name or index of one class, or none for no class in particular; by default every class in turn.
         prompt: what a run trained with --text shall show, "" for nothing in particular; by default captions of its
             data in turn.
+        where: what facts shall be, such as colour=red price=3.5, of a run trained with --facts.
         guidance: weight towards what is asked for, for runs trained with --classes or --text: 0 asks for nothing, 1 is
             the model as it was trained, 1.5 to 3 show it more clearly and vary less. Twice the network calls.
         interval: of the noise sigma/alpha within which there is guidance, two numbers such as 0.2 5; by default all.
@@ -90,8 +92,11 @@ def sample(
     from sfumato.engine.generate import Wish, drawing, generate
     from sfumato.engine.machine import device_of
 
-    wish = Wish(seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away, prompt, also, worse, lora,
-                None if hint is None else Path(hint))  # fmt: skip
+    outline = None if hint is None else Path(hint)
+    wish = Wish(
+        seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away, prompt, where, also, worse, lora,
+        outline,
+    )  # fmt: skip
     folder = None if out is None else Path(out)
     with drawing(Path(run), wish, device_of(device)[0], threads) as draws:
         indices = range(first, first + n)

@@ -24,6 +24,7 @@ def edit(
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None,
     class_: Class = None,
     prompt: str | None = None,
+    where: tuple[str, ...] = (),
     guidance: float | None = None,
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
@@ -58,6 +59,7 @@ def edit(
         n: how many answers; by default 4, and 1 of the picture's own noise.
         class_: what it shall become, as for sample; by default no class in particular.
         prompt: what it shall become, of a run trained with --text; by default nothing in particular.
+        where: as for sample.
         guidance: as for sample.
         interval: as for sample.
         rescale: as for sample.
@@ -87,7 +89,7 @@ def edit(
 
     own = noise == "own"
     wish = Wish(
-        seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away, prompt, also, worse, lora
+        seed, steps, sampler, grid, ema, class_, guidance, interval, rescale, away, prompt, where, also, worse, lora
     )  # fmt: skip
     hidden, folder = (None if each is None else Path(each) for each in (mask, out))
     share = (1.0 if own or mask is not None else 0.6) if strength is None else strength

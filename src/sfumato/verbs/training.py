@@ -26,6 +26,7 @@ def train(
     network: Literal["unet", "dit"] | None = None,
     classes: bool = False,
     text: bool = False,
+    facts: tuple[str, ...] = (),
     masks: bool = False,
     latent: bool = False,
     codec: str | None = None,
@@ -71,6 +72,7 @@ def train(
         network: of pictures: unet (by default), or dit, a transformer over patches and words.
         classes: learn the classes of the data, to sample one of them.
         text: learn the captions of the data, to sample what a sentence says.
+        facts: columns of the data's metadata.csv or .jsonl to learn, attributes and numbers, such as colour price.
         masks: learn to complete pictures of which a part is known, for edit --mask.
         latent: learn the latents of an autoencoder instead of pixels: for larger pictures. It is trained before, in
             half as much time as is asked for, in a folder of its own beside the run (-codec).
@@ -134,6 +136,7 @@ def plan(
     network: Literal["unet", "dit"] | None = None,
     classes: bool = False,
     text: bool = False,
+    facts: tuple[str, ...] = (),
     masks: bool = False,
     batch: int | None = None,
     accumulate: int = 1,
@@ -161,6 +164,7 @@ def plan(
         network: as for train.
         classes: as for train.
         text: as for train.
+        facts: as for train.
         masks: as for train.
         batch: as for train.
         accumulate: as for train.
