@@ -141,8 +141,6 @@ def test_networks_refuse_what_they_cannot_hear(network):
         network(x, level)
     with pytest.raises(ValueError, match=r"hears sentences \(B, 4\), got \(2, 3\)"):
         network(x, level, Condition.of(2 * [(0, 0, 0)]))
-    with pytest.raises(ValueError, match="labels or words"):
-        UNet(1, classes=3, vocabulary=5, tokens=4)
     assert TextEncoder(5, 4)(torch.full((2, 4), NULL)).silent.tolist() == 2 * [[False, True, True, True, True]]
 
 

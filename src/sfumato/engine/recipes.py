@@ -85,6 +85,7 @@ RUNGS = 3
 """Levels of a ladder for points; for pictures they are those of the networks."""
 DIFFUSIONS = (
     "text",
+    "facts",
     "masks",
     "latent",
     "codec",
