@@ -84,6 +84,7 @@ GRID_LEVELS = 3
 RUNGS = 3
 """Levels of a ladder for points; for pictures they are those of the networks."""
 DIFFUSIONS = (
+    "network",
     "text",
     "facts",
     "masks",
