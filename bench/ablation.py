@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from interleave import median, race, read, timers, write
 
+from sfumato.condition import Condition
 from sfumato.data import load
 from sfumato.dist import stream
 from sfumato.engine import trainer as training
@@ -80,7 +81,7 @@ class Bench:
         self.features, _ = features_of(None, self.data.codec.dims)
         self.known = reference(self.data, self.data.test, self.features)
         self.held_out = self.data.test.codec.encode(self.data.test.items[:1_000])
-        self.labels = self.data.test.labels[:1_000] if self.config.model.classes else None
+        self.cond = Condition(self.data.test.labels[:1_000]) if self.config.model.classes else None
 
     def config_of(self, change, **changes):
         config = replace(self.config, **changes)
@@ -121,7 +122,7 @@ class Bench:
     def judged(self, model, seed):
         denoiser = model.eval().denoiser
         denoiser.law = LogNormal(-0.5, 1.2)
-        loss = np.mean([float(denoiser.loss(self.held_out, self.labels, stream(0, k)).mean()) for k in range(4)])
+        loss = np.mean([float(denoiser.loss(self.held_out, self.cond, stream(0, k)).mean()) for k in range(4)])
         drawn = self.features(torch.cat(list(model.states(N, seed=seed))))
         return {"loss": round(float(loss), 4), "distance": round(self.distance(drawn), 4)}
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from interleave import RESULTS, write
 
 import sfumato
+from sfumato.condition import Condition
 from sfumato.data import load
 from sfumato.denoise import Given
 from sfumato.dist import stream
@@ -47,7 +48,7 @@ def simple(task, y, operator, shape):
 
 def main(count=32):
     model, data = sfumato.load("fashion-mnist"), load("fashion-mnist").test
-    labels = data.labels[:count] if model.classes else None
+    labels = Condition(data.labels[:count]) if model.classes else None
     true = data.codec.encode(data.items[:count])
     given, sd = Given(model.denoiser, labels), model.denoiser.sigma_data
     starts = [given.process.prior(true).sample([stream(k, i) for i in range(count)]) for k in range(ANSWERS)]

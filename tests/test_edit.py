@@ -12,6 +12,7 @@ import sfumato
 from commands import fails
 from sfumato.errors import UserError
 from sfumato.grid import times
+from sfumato.guide.operators import Blur, Smaller
 from sfumato.models.edit import FILLS, Own, edited, interpolated, remaining
 from sfumato.schedule import Cosine
 
@@ -215,6 +216,24 @@ def test_a_run_trained_with_masks_fills_them_itself(shown, picture, tmp_path):
     assert (told["fill"], told["method"], told["steps"]) == ("pigdm", "ancestral", 24)
 
 
+@pytest.mark.parametrize(("damage", "side"), [("small", 4), ("blurred", 8)])
+def test_a_damaged_picture_is_mended(run, items, tmp_path, damage, side):
+    """Damaged again, the answers look as what was given: nearer than other digits do."""
+    codec, operator = sfumato.load(run).codec, {"small": Smaller(2), "blurred": Blur(1.0)}[damage]
+    seen = operator(codec.encode(items))
+    path = tmp_path / "left.png"
+    Image.fromarray(((seen[0, 0].clamp(-1, 1) + 1) * 127.5).round().numpy().astype(np.uint8)).save(path)
+    assert seen.shape[-1] == side
+    how = {"damage": damage, "factor": 2, "radius": 1.0, "n": 3, "class_": "none"}
+    *answers, sheet = sfumato.restore(run, image=str(path), **how)
+    assert len(answers) == 3 and answers[0].parent.name.startswith(f"mended-left-{damage}-mmps-")
+    assert json.loads(Image.open(sheet).text["sfumato"])["damage"]["kind"] == damage
+    made = torch.stack([torch.from_numpy(np.array(Image.open(each)))[None] / 127.5 - 1 for each in answers])
+    again = operator(made)
+    own, other = ((again - each).square().mean() for each in (seen[:1], seen[1:].mean(0, keepdim=True)))
+    assert own < 0.5 * other
+
+
 def test_a_picture_of_its_own_noise_says_what_it_was(run, picture):
     files = sfumato.edit(run, image=str(picture), noise="own", was="3", class_="8", guidance=2.0)
     assert len(files) == 2 and "-own-" in files[0].parent.name
@@ -247,6 +266,12 @@ def test_mistakes_are_one_line(run, picture, tmp_path, capsys):
     fails(capsys, ["train", "digits", "--masks", "--model", "vae"], "--masks is a choice of diffusion models")
     fails(capsys, [*ask, "--class", "fish"], "no class 'fish'")
     fails(capsys, [*ask, "--out", tmp_path], "choose another --out")
+    mend = ["restore", run, "--image", picture]
+    fails(capsys, [*mend, "--factor", "3"], "must be 2 or more and divide 8 and 8")
+    fails(capsys, [*mend, "--damage", "grey"], "from a run of coloured ones")
+    fails(capsys, [*mend, "--damage", "blurred", "--radius", "0"], "a radius above 0")
+    fails(capsys, [*mend, "--factor", "2", "--noise", "0"], "must be above 0")
+    fails(capsys, [*mend, "-n", "0"], "at least one answer")
     text = tmp_path / "text.png"
     text.write_text("no picture")
     fails(capsys, ["edit", run, "--image", text], "not a PNG, JPEG, WebP or BMP picture")

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from sfumato.verbs import plan as plan
     from sfumato.verbs import polish as polish
     from sfumato.verbs import report as report
+    from sfumato.verbs import restore as restore
     from sfumato.verbs import resume as resume
     from sfumato.verbs import sample as sample
     from sfumato.verbs import samplers as samplers
@@ -71,6 +72,7 @@ _HOME = {
             "samplers",
             "edit",
             "interpolate",
+            "restore",
             "distill",
             "tune_sampler",
             "evaluate",

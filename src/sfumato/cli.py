@@ -25,7 +25,7 @@ from sfumato.errors import UserError, nearest
 __all__ = ["main"]
 
 VERBS = (
-    "inspect", "plan", "train", "resume", "sample", "edit", "interpolate", "samplers", "polish", "distill",
+    "inspect", "plan", "train", "resume", "sample", "edit", "interpolate", "restore", "samplers", "polish", "distill",
     "tune-sampler", "evaluate", "compare", "likelihood", "show", "report",
 )  # fmt: skip
 

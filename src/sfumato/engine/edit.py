@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.condition import short
@@ -20,10 +21,11 @@ from sfumato.engine.given import digest, fitted, pictures, pixels
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
 from sfumato.files import need_empty, write_png
+from sfumato.guide.operators import Blur, Grey, Operator, Smaller
 from sfumato.models.diffusion import Diffusion, need_diffusion
-from sfumato.models.edit import Own, edited, interpolated, usual_fill
+from sfumato.models.edit import Own, edited, interpolated, restored, usual_fill
 
-__all__ = ["Change", "edit", "interpolate"]
+__all__ = ["Change", "Damage", "edit", "interpolate", "restore"]
 
 PLAIN = (None, SAMPLER)
 """Steps and sampler of a change unless others are asked for; None for the model's own."""
@@ -118,6 +120,72 @@ def interpolate(
         place = "-".join(["between", *(image.stem for image in images)])
         recipe = {"images": [digest(image) for image in images]}
         return _written(draws, codec, place if out is None else out, ends[:0], made, recipe)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What was done to a picture.
+
+    Attributes:
+        kind: "small", "blurred" or "grey".
+        factor: how many times smaller it is.
+        radius: of the blur, in pixels of the whole picture.
+        noise: standard deviation of the noise in it, in [-1, 1].
+        method: by which it is answered, a key of ``sfumato.guide.measured.METHODS``.
+    """
+
+    kind: str
+    factor: int
+    radius: float
+    noise: float
+    method: str
+
+    def seen(self, codec: ImageCodec) -> tuple[Operator, ImageCodec]:
+        """Return the operator, and the codec of what is left of a picture."""
+        if self.kind == "blurred":
+            if not self.radius > 0:
+                raise UserError(f"a blur has a radius above 0, got {self.radius:g}")
+            return Blur(self.radius), codec
+        if self.kind == "grey":
+            if codec.channels != 3:
+                raise UserError("pictures get their colour back from a run of coloured ones, and this one's are not")
+            return Grey(), replace(codec, channels=1)
+        if self.factor < 2 or codec.height % self.factor or codec.width % self.factor:
+            raise UserError(
+                f"--factor must be 2 or more and divide {codec.height} and {codec.width}, got {self.factor}"
+            )
+        height, width = codec.height // self.factor, codec.width // self.factor
+        return Smaller(self.factor), replace(codec, height=height, width=width)
+
+
+def restore(folder: Path, image: Path, damage: Damage, n: int, wish: Wish, out: Path | None, device: str) -> list[Path]:
+    """Mend a damaged picture; see ``sfumato.verbs.restore``.
+
+    Args:
+        folder: of the run.
+        image: the picture's file.
+        damage: what was done to it.
+        n: how many answers.
+        wish: how to draw.
+        out: folder for the answers.
+        device: where to compute.
+    """
+    if n < 1:
+        raise UserError(f"ask for at least one answer, got -n {n}")
+    with _opened(folder, wish, device) as (draws, model, codec):
+        if model.codec.dims != codec.dims:
+            raise UserError("a model of latents sees no pixels: mend pictures by a run without --latent")
+        operator, left = damage.seen(codec)
+        given = fitted(image, pixels(image), left)
+        y = left.encode(given).expand(n, -1, -1, -1)
+        need_empty(out)
+        made = [
+            restored(model, some, operator, draws.way, damage.noise, damage.method) for some in y.split(model.batch)
+        ]
+        recipe = {"image": digest(image), "damage": asdict(damage)}
+        place = f"mended-{image.stem}-{damage.kind}-{damage.method}"
+        shown = codec.decode(F.interpolate(y.expand(-1, codec.channels, -1, -1), codec.dims[1:]))
+        return _written(draws, codec, place if out is None else out, shown, torch.cat(made), recipe)
 
 
 def _usual(wish: Wish, change: Change) -> Wish:

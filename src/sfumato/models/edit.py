@@ -31,12 +31,12 @@ from sfumato.dist import stream
 from sfumato.errors import UserError, choose
 from sfumato.guide import Measured
 from sfumato.guide.measured import METHODS
-from sfumato.guide.operators import Known
+from sfumato.guide.operators import Known, Operator
 from sfumato.models.base import Way
 from sfumato.models.diffusion import Diffusion
 from sfumato.sampler import RePaint, encode, generate, sampler
 
-__all__ = ["FILLS", "Own", "edited", "interpolated", "remaining", "usual_fill"]
+__all__ = ["FILLS", "Own", "edited", "interpolated", "remaining", "restored", "usual_fill"]
 
 EXACT = 0.02
 """Noise of what a mask shows: less than a level or two of 256, more than a network's own error."""
@@ -129,6 +129,33 @@ def edited(
             start = fresh(x_0, float(stops[0])).sample(rng)
         found = model.codec.decode(generate(asked, method, start, stops, rng=rng)).cpu()
     return found if mask is None else torch.where(mask, items, found)
+
+
+def restored(
+    model: Diffusion, y: Tensor, damage: Operator, way: Way, noise: float, method: str, indices: Sequence[int]
+) -> Tensor:
+    """Return what a damaged picture may have been, (n, *raw); guide/measured.py, equation (2).
+
+    Args:
+        model: whose estimates are means.
+        y: (1, ...) what is left of it, as states that the damage leaves.
+        damage: what was done to it, a linear operator.
+        way: how to draw; where nothing is asked for, the null condition, if the model knows it.
+        noise: standard deviation of the noise in ``y``, above 0.
+        method: a key of ``sfumato.guide.measured.METHODS``.
+        indices: (n,) of the answers, on which their noise depends.
+
+    Raises:
+        UserError: an unknown method, no noise, or classes of which none is asked for.
+    """
+    n, stops = len(indices), model.stops_of(way)
+    asked, seen = model.asked(_cond(model, n, way), way.guidance), y.to(model.device).expand(n, *y.shape[1:])
+    found = Measured(asked, seen, damage, noise, method, sigma_data=model.denoiser.sigma_data)
+    rng = [stream(way.seed, i) for i in indices]
+    with model.resting():
+        like = torch.zeros(n, *model.codec.dims, device=model.device)
+        start = asked.process.prior(like, float(stops[0])).sample(rng)
+        return model.codec.decode(generate(found, sampler(way.method), start, stops, rng=rng)).cpu()
 
 
 def usual_fill(masks: bool) -> str:

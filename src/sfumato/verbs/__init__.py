@@ -5,7 +5,7 @@ functions: ``sfumato --help`` must not wait for PyTorch.
 """
 
 from sfumato.verbs.drawing import load, sample, samplers, show
-from sfumato.verbs.editing import edit, interpolate
+from sfumato.verbs.editing import edit, interpolate, restore
 from sfumato.verbs.judging import compare, evaluate, inspect, likelihood, report
 from sfumato.verbs.training import distill, plan, polish, resume, train, tune_sampler
 
@@ -21,6 +21,7 @@ __all__ = [
     "plan",
     "polish",
     "report",
+    "restore",
     "resume",
     "sample",
     "samplers",

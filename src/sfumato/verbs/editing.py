@@ -1,4 +1,4 @@
-"""The verbs that change what there is: edit and interpolate."""
+"""The verbs that change what there is: edit, interpolate and restore."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tyro
 
 from sfumato.verbs.words import Class, Count, Folder
 
-__all__ = ["edit", "interpolate"]
+__all__ = ["edit", "interpolate", "restore"]
 
 
 def edit(
@@ -144,3 +144,65 @@ def interpolate(
     way = Wish(0, steps, sampler, GRID if grid is None else grid, ema, class_, prompt=prompt)
     folder = None if out is None else Path(out)
     return interpolate(Path(run), (Path(image), Path(to)), n, way, folder, device_of(device)[0])
+
+
+def restore(
+    run: Folder,
+    *,
+    image: str,
+    damage: Literal["small", "blurred", "grey"] = "small",
+    factor: int = 4,
+    radius: float = 1.5,
+    noise: float = 0.02,
+    method: Literal["mmps", "pigdm", "dps"] = "mmps",
+    n: Count = 4,
+    class_: Class = None,
+    prompt: str | None = None,
+    where: tuple[str, ...] = (),
+    steps: int = 24,
+    seed: int = 0,
+    sampler: str = "ancestral",
+    grid: str | None = None,
+    ema: float | None = None,
+    out: str | None = None,
+    device: str | None = None,
+) -> list[Path]:
+    """Mend a damaged picture: what it may have been, by a run that knows what such pictures look like.
+
+    Args:
+        run: folder of a trained run of pictures.
+        image: what is left of the picture, PNG, JPEG, WebP or BMP.
+        damage: what was done to it: small (means of squares of pixels), blurred (by a Gaussian), or grey (means of the
+            colours).
+        factor: of a small picture, how many times smaller than those of the run.
+        radius: of a blurred one, the standard deviation in pixels.
+        noise: standard deviation of the noise in it, in [-1, 1]; more trusts it less.
+        method: mmps (by the covariance that the network implies, the best found), pigdm or dps.
+        n: how many answers.
+        class_: what it is, as for sample; by default no class in particular.
+        prompt: what it is, of a run trained with --text; by default nothing in particular.
+        where: as for sample.
+        steps: as for sample.
+        seed: of the noise.
+        sampler: as for sample; ancestral forgets its errors.
+        grid: as for sample.
+        ema: as for sample.
+        out: folder for the answers; by default one in the run.
+        device: cpu, cuda or mps.
+
+    Returns:
+        The answers, and a picture of all after the one that was given.
+
+    Raises:
+        UserError: no such run, picture or class; damage that the run's pictures cannot have; a student, a model of
+            another family, or a run of points or latents.
+    """
+    from sfumato.defaults import GRID
+    from sfumato.engine.edit import Damage, restore
+    from sfumato.engine.generate import Wish
+    from sfumato.engine.machine import device_of
+
+    way = Wish(seed, steps, sampler, GRID if grid is None else grid, ema, class_, prompt=prompt, where=where)
+    done = Damage(damage, factor, radius, noise, method)
+    folder = None if out is None else Path(out)
+    return restore(Path(run), Path(image), done, n, way, folder, device_of(device)[0])
