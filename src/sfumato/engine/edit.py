@@ -151,9 +151,8 @@ class Damage:
                 raise UserError("pictures get their colour back from a run of coloured ones, and this one's are not")
             return Grey(), replace(codec, channels=1)
         if self.factor < 2 or codec.height % self.factor or codec.width % self.factor:
-            raise UserError(
-                f"--factor must be 2 or more and divide {codec.height} and {codec.width}, got {self.factor}"
-            )
+            sides = f"{codec.height} and {codec.width}"
+            raise UserError(f"--factor must be 2 or more and divide {sides}, got {self.factor}")
         height, width = codec.height // self.factor, codec.width // self.factor
         return Smaller(self.factor), replace(codec, height=height, width=width)
 
@@ -175,12 +174,12 @@ def restore(folder: Path, image: Path, damage: Damage, n: int, wish: Wish, out: 
     with _opened(folder, wish, device) as (draws, model, codec):
         if model.codec.dims != codec.dims:
             raise UserError("a model of latents sees no pixels: mend pictures by a run without --latent")
-        operator, left = damage.seen(codec)
-        given = fitted(image, pixels(image), left)
-        y = left.encode(given).expand(n, -1, -1, -1)
+        operator, left = damage.seen(replace(codec, levels=256))
+        y = left.encode(fitted(image, pixels(image), left))
         need_empty(out)
         made = [
-            restored(model, some, operator, draws.way, damage.noise, damage.method) for some in y.split(model.batch)
+            restored(model, y, operator, draws.way, damage.noise, damage.method, some)
+            for some in (range(k, min(k + model.batch, n)) for k in range(0, n, model.batch))
         ]
         recipe = {"image": digest(image), "damage": asdict(damage)}
         place = f"mended-{image.stem}-{damage.kind}-{damage.method}"
