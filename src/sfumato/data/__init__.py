@@ -37,6 +37,8 @@ _FILES = {  # paths are offered from top to bottom; the first that does not say 
     "named": _Entry(names=("digits", "stacked-digits", "fashion-mnist")),
     "shapes": _Entry(names=("shapes",)),
     "emoji": _Entry(names=("emoji", "emoji64")),
+    "pairs": _Entry(names=("emoji-pairs",)),
+    "openclipart": _Entry(names=("openclipart",)),
     "toys": _Entry(names=("moons", "ring8", "grid25", "spirals", "checkerboard", "points")),
     "points": _Entry(kind="points", paths=True),
     "latents": _Entry(kind="latents"),

@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sfumato.data.image import Pictures
-from sfumato.data.source import Array, Source, array_reader
+from sfumato.data.source import Array, Source, captioned
 from sfumato.errors import UserError
 
-__all__ = ["LANGUAGES", "SIDES", "names", "open_named"]
+__all__ = ["LANGUAGES", "SIDES", "glyphs", "names", "open_named"]
 
 SIDES = {"emoji": 32, "emoji64": 64}
 """Height and width of a picture, by the name of the set."""
@@ -66,13 +66,22 @@ def open_named(name: str) -> Source:
     Raises:
         UserError: the font or the package `emoji` is missing.
     """
-    if not FONT.is_file():
-        raise UserError("emoji are drawn with a font; `apt install fonts-noto-color-emoji`")
-    font = ImageFont.truetype(FONT, _STRIKE)
-    drawn = [(told, glyph) for text, told in names().items() if (glyph := _glyph(text, font)) is not None]
+    drawn = glyphs()
     held = [pair for pair in drawn if _held_out(pair[0]["en"])]
     train = [pair for pair in drawn if not _held_out(pair[0]["en"])]
     return _part(name, train, PLACES, SIDES[name], _part(f"{name} (held out)", held, 1, SIDES[name], None))
+
+
+def glyphs() -> list[tuple[dict[str, str], Image.Image]]:
+    """Return the names of each emoji by language, and its picture as large as it is.
+
+    Raises:
+        UserError: the font or the package `emoji` is missing.
+    """
+    if not FONT.is_file():
+        raise UserError("emoji are drawn with a font; `apt install fonts-noto-color-emoji`")
+    font = ImageFont.truetype(FONT, _STRIKE)
+    return [(told, glyph) for text, told in names().items() if (glyph := _glyph(text, font)) is not None]
 
 
 def _held_out(name: str) -> bool:
@@ -97,9 +106,7 @@ def _part(
 ) -> Source:
     shown = [(told[language], picture) for told, glyph in drawn for language in LANGUAGES
              for picture in _placed(glyph, places, side, told["en"], language)]  # fmt: skip
-    captions = [caption for caption, _ in shown]
-    pixels: Array = np.stack([picture for _, picture in shown])
-    return Source(name, Pictures(), array_reader(pixels, captions=captions), test=held)
+    return captioned(name, Pictures(), shown, held)
 
 
 def _placed(glyph: Image.Image, places: int, whole: int, name: str, language: str) -> Iterator[Array]:

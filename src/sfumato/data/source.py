@@ -189,6 +189,20 @@ def array_reader(
     return read
 
 
+def captioned(name: str, kind: Kind, drawn: Sequence[tuple[str, Array]], held: Source | None) -> Source:
+    """Return a source of pictures that are drawn already, each with its caption.
+
+    Args:
+        name: what it is called.
+        kind: of pictures.
+        drawn: captions and pictures of one size.
+        held: the held-out part.
+    """
+    captions = [caption for caption, _ in drawn]
+    pixels: Array = np.stack([picture for _, picture in drawn])
+    return Source(name, kind, array_reader(pixels, captions=captions), test=held)
+
+
 def name_of(path: Path) -> str:
     """What a source at `path` is called: its last part, resolved first so that "." has a name too."""
     return path.resolve().name or str(path)
