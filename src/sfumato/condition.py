@@ -95,9 +95,8 @@ class Condition:
         """
         requests = [Request.of(row) for row in rows]
         told = [name for name in NOTHING if getattr(requests[0], name) is not None]
-        return Condition(
-            **{name: torch.tensor([getattr(each, name) for each in requests], device=device) for name in told}
-        )
+        parts = {name: [getattr(each, name) for each in requests] for name in told}
+        return Condition(**{name: torch.tensor(part, device=device) for name, part in parts.items()})
 
     @property
     def parts(self) -> dict[str, Tensor]:
@@ -150,11 +149,9 @@ class Condition:
         for name in ("words", "facts"):
             part: Tensor | None = getattr(self, name)
             if part is not None:
-                thin, coin = (
-                    torch.rand(len(part), 1, generator=rng) < share,
-                    torch.rand(part.shape, generator=rng) < 0.5,
-                )
-                left[name] = part.masked_fill((thin & coin).to(part.device), NOTHING[name])
+                thin = torch.rand(len(part), 1, generator=rng) < share
+                lost = thin & (torch.rand(part.shape, generator=rng) < 0.5)
+                left[name] = part.masked_fill(lost.to(part.device), NOTHING[name])
         if "words" in left:  # those that are left come first, in their order
             order = (left["words"] == NULL).long().argsort(dim=1, stable=True)
             left["words"] = left["words"].gather(1, order)

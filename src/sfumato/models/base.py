@@ -274,31 +274,22 @@ class GenerativeModel(nn.Module, ABC):
         pairs = [text.partition("=") for text in told]
         for name, sign, _ in pairs:
             if not sign:
-                raise UserError(
-                    f"'{name}' is no fact: write name=value, of {', '.join(f.name for f in self.facts.columns)}"
-                )
+                known = ", ".join(fact.name for fact in self.facts.columns)
+                raise UserError(f"'{name}' is no fact: write name=value, of {known}")
         return self.facts.row({name.strip(): value.strip() for name, _, value in pairs})
 
     def requests(self, indices: Sequence[int], cond: Row | None = None) -> list[Request]:
         """Return what samples are asked for by index: ``cond``, or every class, and kept sentences and facts, in turn;
         nothing of a model that cannot be asked.
         """
+        if not self._hears:
+            return []
         if cond is not None:
-            return [self._whole(Request.of(cond))] * len(indices) if self._hears else []
+            return [self._whole(Request.of(cond))] * len(indices)
+        labels = range(len(self.classes))
         words = [] if self.vocabulary is None else [self.vocabulary.row(text) for text in self.vocabulary.examples]
         facts = () if self.facts is None else self.facts.examples
-        return (
-            [
-                Request(
-                    i % len(self.classes) if self.classes else None,
-                    words[i % len(words)] if words else None,
-                    facts[i % len(facts)] if facts else None,
-                )
-                for i in indices
-            ]
-            if self._hears
-            else []
-        )
+        return [Request(*(each[i % len(each)] if each else None for each in (labels, words, facts))) for i in indices]
 
     @property
     def _hears(self) -> bool:
