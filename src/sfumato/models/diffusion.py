@@ -216,7 +216,7 @@ class Diffusion(GenerativeModel):
 
     @property
     def knows_null(self) -> bool:
-        return self._hears and self.denoiser.drop > 0
+        return self.hears and self.denoiser.drop > 0
 
     @property
     def follows(self) -> bool:
@@ -268,7 +268,7 @@ class Diffusion(GenerativeModel):
         if guidance.worse:
             if guidance.worse not in self.worse:
                 raise UserError(f"nothing is known of this model after {guidance.worse:g} of its run")
-        elif not self._hears:
+        elif not self.hears:
             raise UserError(
                 "there is nothing to guide to: train with --classes, --text or --facts to ask for something"
             )

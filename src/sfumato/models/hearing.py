@@ -1,4 +1,4 @@
-"""What a model can be asked for: classes by their names, sentences by their words, facts by their columns, in any mix."""
+"""What a model can be asked for, in any mix: classes by their names, sentences by their words, facts by their columns."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Hearing:
         """Return what samples are asked for by index: ``cond``, or every class, and kept sentences and facts, in turn;
         nothing of a model that cannot be asked.
         """
-        if not self._hears:
+        if not self.hears:
             return []
         if cond is not None:
             return [self._whole(Request.of(cond))] * len(indices)
@@ -104,7 +104,8 @@ class Hearing:
         return [Request(*(each[i % len(each)] if each else None for each in (labels, words, facts))) for i in indices]
 
     @property
-    def _hears(self) -> bool:
+    def hears(self) -> bool:
+        """Whether it can be asked for anything."""
         return bool(self.classes or self.vocabulary or self.facts)
 
     def _whole(self, asked: Request) -> Request:
