@@ -1,4 +1,4 @@
-"""What a model can be asked for, in any mix: classes by their names, sentences by their words, facts by their columns."""
+"""What a model can be asked for, in any mix: classes by their names, sentences by words, facts by their columns."""
 
 from __future__ import annotations
 
