@@ -268,11 +268,11 @@ def test_what_hears_no_sentence_says_so(run, pictures, tmp_path, capsys):
         capsys, ["train", "digits", "--text", "--out", tmp_path / "a"], "'digits': has no captions", "leave --text out"
     )
     fails(capsys, ["train", "moons", "--text", "--out", tmp_path / "a"], "'moons': has no captions")
-    fails(capsys, ["train", "digits", "--text", "--classes", "--out", tmp_path / "a"], "either --classes or --text")
+    fails(capsys, ["train", "digits", "--text", "--classes", "--out", tmp_path / "a"], "'digits': has no captions")
     fails(capsys, ["train", pictures, "--text", "--model", "gan", "--out", tmp_path / "a"], "--text is a choice of")
     fails(capsys, ["sample", "digits", "--prompt", "seven"], "trained without captions", "--class")
     fails(capsys, ["sample", run, "--class", "3"], "trained without classes", "--prompt")
-    fails(capsys, ["sample", run, "--class", "3", "--prompt", "dark"], "either --class or --prompt")
+    fails(capsys, ["sample", run, "--class", "3", "--prompt", "dark"], "trained without classes")
     assert not (tmp_path / "a").exists()
 
 

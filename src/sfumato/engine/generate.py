@@ -89,12 +89,9 @@ class Wish:
         )
 
     def _cond(self, model: GenerativeModel) -> Row | None:
-        asked = [
-            None if self.wanted is None else model.label(self.wanted),
-            None if self.prompt is None else model.prompt(self.prompt),
-            model.say(self.where) if self.where else None,
-        ]
-        label, words, facts = asked
+        label = None if self.wanted is None else model.label(self.wanted)
+        words = None if self.prompt is None else model.prompt(self.prompt)
+        facts = model.say(self.where) if self.where else None
         if facts is None and (label is None or words is None):
             return words if label is None else label
         return Request(label, words, facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from sfumato.errors import UserError, nearest
 from sfumato.facts import Facts
 
 __all__ = ["Hearing"]
+
+T = TypeVar("T")
 
 
 class Hearing:
@@ -98,10 +101,11 @@ class Hearing:
             return []
         if cond is not None:
             return [self._whole(Request.of(cond))] * len(indices)
-        labels = range(len(self.classes))
         words = [] if self.vocabulary is None else [self.vocabulary.row(text) for text in self.vocabulary.examples]
         facts = () if self.facts is None else self.facts.examples
-        return [Request(*(each[i % len(each)] if each else None for each in (labels, words, facts))) for i in indices]
+        return [
+            Request(_turn(range(len(self.classes)), i), _turn(words, i), _turn(facts, i)) for i in indices
+        ]  # fmt: skip
 
     @property
     def hears(self) -> bool:
@@ -152,3 +156,8 @@ class Hearing:
         if asked.words is not None and self.vocabulary is not None:
             told["prompt"] = self.vocabulary.told(asked.words)
         return told | (self.facts.told(asked.facts) if self.facts is not None and asked.facts is not None else {})
+
+
+def _turn(kept: Sequence[T], i: int) -> T | None:
+    """Return the one of what is kept whose turn it is at an index, if there is any."""
+    return kept[i % len(kept)] if kept else None
