@@ -163,7 +163,7 @@ def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices
     )
     network = _network(size, points, asked.network == "dit", max(dataset.codec.dims[1:], default=0))
     if asked.text and network["network"] == "unet":
-        choices.take("attention", None, "coarsest", "things are counted by looking at all of them")
+        choices.take("attention", None, "coarsest", "a sentence tells of the whole picture")
         network["attention"] = (*network["attention"][:-1], True)
     model = DiffusionSpec(
         **network,
