@@ -145,9 +145,9 @@ def test_mistakes_are_one_line(base, control, tmp_path, capsys):
     fails(capsys, ["sample", control, "--hint", tmp_path / "none.png"], "none.png: No such file")
     ask = ["train", "digits", "--out", tmp_path / "a"]
     fails(capsys, [*ask, "--control", base, "--lora", base], "not both")
-    fails(capsys, [*ask, "--hint", "edges"], "--hint with --control")
-    fails(capsys, [*ask, "--control", base, "--rank", "3"], "--rank is of the change that --lora")
-    fails(capsys, [*ask, "--lora", base, "--hint", "edges"], "--hint is what --control follows")
+    fails(capsys, [*ask, "--hint", "edges"], "--hint goes with --control")
+    fails(capsys, [*ask, "--control", base, "--rank", "3"], "--rank goes with --lora")
+    fails(capsys, [*ask, "--lora", base, "--hint", "edges"], "--hint goes with --control")
     fails(capsys, [*ask, "--control", control], "follows outlines already")
     fails(capsys, [*ask, "--lora", control], "follows outlines already")
     points = sfumato.train("moons", steps=1, batch=8, out=str(tmp_path / "points"))

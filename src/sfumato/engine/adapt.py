@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sfumato.data import Dataset
 from sfumato.data import load as load_data
 from sfumato.data.image import ImageCodec
-from sfumato.engine.adaptation import CONTROL, LORA
+from sfumato.engine.adaptation import CONTROL, LORA, READER
 from sfumato.engine.asked import Asked, Choices
 from sfumato.engine.begin import RUNS, train_run
 from sfumato.engine.config import Student
@@ -22,15 +22,16 @@ from sfumato.engine.sequel import Sequel, Usual, create
 from sfumato.errors import UserError, choose, nearest
 from sfumato.hint import HINTS
 from sfumato.models.base import GenerativeModel
-from sfumato.models.diffusion import need_diffusion
+from sfumato.models.diffusion import DiffusionSpec, need_diffusion
 
-__all__ = ["HINT", "RANK", "adapt"]
+__all__ = ["HINT", "RANK", "Upon", "adapt"]
 
 RANK = 8
 """Of the change of each weight, unless another is asked for."""
 USUAL = {
     LORA: Usual(time=("2m", "enough for a style"), lr=(3e-3, "of what is 0 at first")),
     CONTROL: Usual(time=("5m", "enough to follow outlines"), lr=(1e-3, "of a branch that begins as the run")),
+    READER: Usual(time=("2m", "enough for a few classes"), lr=(1e-3, "the usual one of Adam")),
 }
 """By the method."""
 HINT = "edges"
@@ -38,67 +39,92 @@ HINT = "edges"
 
 
 class Upon(NamedTuple):
-    """What is learned on top of a run.
+    """What is learned on top of a run, one of three.
 
     Attributes:
-        folder: of the run.
-        method: a key of ``sfumato.engine.adaptation.ADAPTATIONS``.
-        rank: of the change of each weight, of "lora".
-        hint: what is followed, of "control".
-    """
-
-    folder: Path
-    method: str
-    rank: int = 0
-    hint: str = ""
-
-
-def adapt(asked: Mapping[str, Any], lora: str | None, rank: int | None, control: str | None, hint: str | None) -> Path:
-    """Learn on top of a run; see ``sfumato.verbs.train``.
-
-    Args:
-        asked: the other arguments of the verb.
         lora: folder of a run whose weights change by low rank.
         rank: of that change.
         control: folder of a run that gets a branch.
         hint: what that follows.
+        reader: folder of a run that gets a reader.
     """
-    choices = Choices()
-    upon, wanted = _upon(lora, rank, control, hint, choices), _wanted(asked)
+
+    lora: str | None
+    rank: int | None
+    control: str | None
+    hint: str | None
+    reader: str | None
+
+    @property
+    def method(self) -> str:
+        """A key of ``sfumato.engine.adaptation.ADAPTATIONS``.
+
+        Raises:
+            UserError: not one of three is asked for, or something of another.
+        """
+        given = [name for name in (LORA, CONTROL, READER) if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UserError(f"give either --{given[0]} or --{given[1]}, not both")
+        (found,) = given or [""]
+        for word, owner in (("rank", LORA), ("hint", CONTROL)):
+            if getattr(self, word) is not None and found != owner:
+                raise UserError(f"--{word} goes with --{owner}: give a run to that, or leave it out")
+        return found
+
+    @property
+    def folder(self) -> Path:
+        """Of the run below."""
+        return Path(getattr(self, self.method))
+
+
+def adapt(asked: Mapping[str, Any], upon: Upon) -> Path:
+    """Learn on top of a run; see ``sfumato.verbs.train``.
+
+    Args:
+        asked: the other arguments of the verb.
+        upon: what is learned, and on which run.
+    """
+    method, wanted = upon.method, _wanted(asked)
     run = Run.open(upon.folder)
-    model = need_diffusion(run.config.model, f"{upon.folder}: --{upon.method}")
-    if model.gives != "mean":
-        raise UserError(f"{upon.folder}: is a student of '{run.config.student.teacher}'; adapt its teacher")
-    if model.hint or (upon.hint and model.network != "unet"):
-        why = "follows outlines already" if model.hint else "has no U-Net, beside which a branch stands"
-        raise UserError(f"{upon.folder}: {why}; give another run to --{upon.method}")
-    named = f"{run.folder.name}-{upon.hint or Path(asked['data']).stem}"
-    adapted = RUNS / named if asked["out"] is None else Path(asked["out"])
+    _refuse(need_diffusion(run.config.model, f"{upon.folder}: --{method}"), run, method)
+    adapted = RUNS / f"{run.folder.name}-{method}" if asked["out"] is None else Path(asked["out"])
     with joined(device_of(wanted.device)[0]) as workers:
         show = watch(leads=workers.leads)
         with workers.together():
             if workers.leads:
-                _prepare(asked["data"], run, upon, adapted, wanted, choices, show)
+                _prepare(asked["data"], run, upon, adapted, wanted, show)
         return train_run(Run.open(adapted), workers, show)
 
 
-def _upon(lora: str | None, rank: int | None, control: str | None, hint: str | None, choices: Choices) -> Upon:
-    """Return what is asked for, if it is one thing."""
-    if (lora is None) == (control is None):
-        lone = "--rank goes with --lora, and --hint with --control: give the run too"
-        raise UserError("give either --lora or --control, not both" if lora else lone)
-    if lora is not None:
-        if hint is not None:
-            raise UserError("--hint is what --control follows: leave it out, or give that instead of --lora")
-        rank = choices.take("rank", rank, RANK, "of the change of each weight")
+def _refuse(model: DiffusionSpec, run: Run, method: str) -> None:
+    """Raise a UserError if nothing of this kind can be learned on top of a run."""
+    why = ""
+    if model.gives != "mean":
+        why = f"is a student of '{run.config.student.teacher}'"
+    elif model.hint or model.reads:
+        why = "follows outlines already" if model.hint else "reads classes already"
+    elif method == CONTROL and model.network != "unet":
+        why = "has no U-Net, beside which a branch stands"
+    elif method == READER and model.classes:
+        why = "hears classes already"
+    if why:
+        raise UserError(f"{run.folder}: {why}; give another run to --{method}")
+
+
+def _change(upon: Upon, dataset: Dataset, choices: Choices) -> tuple[dict[str, Any], int]:
+    """Return what of the model differs from that below, and the rank of its change."""
+    if upon.method == LORA:
+        rank = choices.take("rank", upon.rank, RANK, "of the change of each weight")
         if rank < 1:
             raise UserError(f"--rank must be at least 1, got {rank}")
-        return Upon(Path(lora), LORA, rank=rank)
-    if rank is not None:
-        raise UserError("--rank is of the change that --lora learns: leave it out, or give that instead of --control")
-    told = choices.take("hint", hint, HINT, "what a drawing tells, and a picture of anything")
-    choose("hint", told, HINTS)
-    return Upon(Path(str(control)), CONTROL, hint=told)
+        return {}, rank
+    if upon.method == CONTROL:
+        hint = choices.take("hint", upon.hint, HINT, "what a drawing tells, and a picture of anything")
+        choose("hint", hint, HINTS)
+        return {"hint": hint}, 0
+    if not dataset.classes:
+        raise UserError(f"{dataset.name}: has no classes that a reader could learn to read; leave --reader out")
+    return {"reads": len(dataset.classes)}, 0
 
 
 def _wanted(asked: Mapping[str, Any]) -> Sequel:
@@ -111,14 +137,16 @@ def _wanted(asked: Mapping[str, Any]) -> Sequel:
     return Sequel(**ours)
 
 
-def _prepare(data: str, run: Run, upon: Upon, adapted: Path, wanted: Sequel, choices: Choices, show: Watch) -> None:
+def _prepare(data: str, run: Run, upon: Upon, adapted: Path, wanted: Sequel, show: Watch) -> None:
     """Make the folder of the new run, with the weights of the other in it."""
     Run.refuse(adapted)
     model, _ = run.load()
     dataset, side = _loaded(data, model)
+    choices = Choices()
+    change, rank = _change(upon, dataset, choices)
     config = replace(
         wanted.config(run.config, USUAL[upon.method], choices),
-        model=replace(need_diffusion(run.config.model, "adapting"), hint=upon.hint),
+        model=replace(run.config.model, **change),
         data=data,
         resolution=side or 0,
         optimizer="adamw",
@@ -132,7 +160,7 @@ def _prepare(data: str, run: Run, upon: Upon, adapted: Path, wanted: Sequel, cho
     words = [] if model.vocabulary is None else model.vocabulary.strange(" ".join(filter(None, dataset.captions)))
     if words:
         show.say(f"  note       not in the captions of {run.folder.name}, and not heard: {', '.join(words)}")
-    create(adapted, config, dataset, model, Student(upon.method, 0, run.folder.name, rank=upon.rank))
+    create(adapted, config, dataset, model, Student(upon.method, 0, run.folder.name, rank=rank))
 
 
 def _loaded(data: str, model: GenerativeModel) -> tuple[Dataset, int | None]:

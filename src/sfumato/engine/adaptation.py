@@ -2,6 +2,7 @@
 
     lora       a change of its weights of low rank; nn/lora.py
     control    a branch that follows hints, beside weights that rest; nn/control.py
+    reader     heads that read the class of a noisy state from what resting weights make of it; guide/reader.py
 
 The weights of the other lie in its folder, and are what there is without what was learned. Its classes, its words and
 its codec are the other's too.
@@ -18,14 +19,15 @@ from sfumato.engine.config import Student
 from sfumato.engine.lesson import Lesson, OwnLoss
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
+from sfumato.guide.reader import Reading
 from sfumato.models.diffusion import Diffusion
 from sfumato.nn import UNet
 from sfumato.nn.lora import adapt
 from sfumato.teaching import Method
 
-__all__ = ["ADAPTATIONS", "CONTROL", "LORA"]
+__all__ = ["ADAPTATIONS", "CONTROL", "LORA", "READER"]
 
-LORA, CONTROL = "lora", "control"
+LORA, CONTROL, READER = "lora", "control", "reader"
 """The methods of such runs, in their configs."""
 
 
@@ -70,5 +72,18 @@ class Following(Adaptation):
         network.control.requires_grad_(True)
 
 
-ADAPTATIONS: dict[str, type[Lesson]] = {LORA: LowRank, CONTROL: Following}
+class Read(Adaptation):
+    """The reader alone learns."""
+
+    base = Adaptation.base | {"reads": 0}
+
+    def __init__(self, run: Run, model: Diffusion, device: torch.device) -> None:
+        super().__init__(run, model, device)
+        if not isinstance(model.denoiser, Reading):
+            raise UserError(f"{run.folder}: config.toml names no classes to read; was it changed by hand?")
+        model.requires_grad_(False)
+        model.denoiser.reader.requires_grad_(True)
+
+
+ADAPTATIONS: dict[str, type[Lesson]] = {LORA: LowRank, CONTROL: Following, READER: Read}
 """By their method."""

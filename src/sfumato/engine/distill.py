@@ -62,6 +62,8 @@ def _refuse(run: Run) -> None:
     if model.gives != "mean":
         teacher = run.config.student.teacher
         raise UserError(f"{run.folder}: is a student of '{teacher}' itself; distil its teacher")
+    if model.reads:
+        raise UserError(f"{run.folder}: reads classes by a gradient, which a student does not; distil the run below it")
     if model.hint:
         raise UserError(
             f"{run.folder}: follows outlines, which a student does not; distil '{run.config.student.teacher}'"

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from sfumato.denoise import need_mean
+from sfumato.engine.adaptation import ADAPTATIONS
 from sfumato.engine.asked import Choices
 from sfumato.engine.begin import RUNS, train_run
 from sfumato.engine.checkpoint import write_weights
@@ -68,6 +69,8 @@ def _prepare(run: Run, better: Path, wanted: Polish, show: Watch) -> None:
         show.say(line)
     with Interrupt() as stop, drawing(run.folder, Wish(seed=wanted.seed), config.device, None) as draws:
         need_mean(need_diffusion(draws.model, "correcting a run").denoiser, "correcting a run")
+        if run.config.student.method in ADAPTATIONS:
+            raise UserError(f"{run.folder}: rests on '{run.config.student.teacher}': correct that one")
         pace = Pace(show, stop, wanted.n)
         items = torch.cat([batch.items for batch in draws.part(range(wanted.n), pace).batches])
         asked = draws.model.conditions(range(wanted.n))

@@ -118,7 +118,7 @@ class Run:
             "name": dataset.name,
             "count": len(dataset.items),
             "fingerprint": dataset.fingerprint,
-            "classes": list((dataset if like is None else like).classes) if config.model.classes else [],
+            "classes": _classes(config, dataset, like),
             "vocabulary": _vocabulary(config, dataset) if like is None else _record(like.vocabulary),
             "facts": _facts(config, dataset) if like is None else _record(like.facts),
             "codec": (dataset if like is None else like).codec.to_dict(),
@@ -297,6 +297,13 @@ def restore(model: nn.Module, tensors: dict[str, Any], prefix: str, where: Path)
     if {name: t.shape for name, t in target.items()} != {name: t.shape for name, t in state.items()}:
         raise UserError(f"{where}: the weights do not fit config.toml; was it changed by hand?")
     assign(target, state)
+
+
+def _classes(config: Config, dataset: Dataset, like: GenerativeModel | None) -> list[str]:
+    """Return the names of the classes that a model hears, or reads in what it knows already."""
+    if isinstance(config.model, DiffusionSpec) and config.model.reads:
+        return list(dataset.classes)
+    return list((dataset if like is None else like).classes) if config.model.classes else []
 
 
 def _vocabulary(config: Config, dataset: Dataset) -> dict[str, Any] | None:

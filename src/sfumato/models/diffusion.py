@@ -20,8 +20,10 @@ from sfumato.dist import Rng, stream
 from sfumato.errors import UserError, choose
 from sfumato.grid import times
 from sfumato.guide import Guidance, Guided
+from sfumato.guide.reader import Reading
 from sfumato.models.base import GenerativeModel, Spec, Way
 from sfumato.nn import MLP, DiT, UNet
+from sfumato.nn.reader import Reader
 from sfumato.process import Gaussian
 from sfumato.sampler import State, Tuned, sampler, trajectory
 from sfumato.schedule import SCHEDULES
@@ -58,6 +60,7 @@ class DiffusionSpec(Spec):
         hint: what a U-Net follows by a branch of its own, a key of ``sfumato.hint.HINTS``; "" for nothing.
         vocabulary: number of words that a U-Net hears, 0 for none.
         tokens: words of a sentence, at most.
+        reads: classes that a reader of noisy states tells apart, of a network that hears none; 0 without a reader.
         facts: for each column that a network of pictures hears the number of its values, 0 for a number.
         variance: of the reverse step: "learned" by the network, for the sampler "ancestral-learned", or "fixed".
         gives: what the estimate stands for, a key of ``sfumato.denoise.GIVES``.
@@ -86,6 +89,7 @@ class DiffusionSpec(Spec):
     hint: str = ""
     vocabulary: int = 0
     tokens: int = 0
+    reads: int = 0
     facts: tuple[int, ...] = ()
     variance: Literal["fixed", "learned"] = "fixed"
     gives: str = "mean"
@@ -96,8 +100,10 @@ class DiffusionSpec(Spec):
         return f"{self.network} {'-'.join(map(str, self.widths))}, predicts {self.parameterisation} on {self.schedule}"
 
     def build(self, codec: Codec, classes: Sequence[str] = (), vocabulary: Vocabulary | None = None) -> Diffusion:
-        denoiser = Denoiser(
-            self._mlp(math.prod(codec.dims)) if self.network == "mlp" else self._of_pictures(codec.dims[0]),
+        network = self._mlp(math.prod(codec.dims)) if self.network == "mlp" else self._of_pictures(codec.dims[0])
+        reader = {"reader": Reader([width for _, width in network.parts], self.reads)} if self.reads else {}
+        denoiser = (Reading if self.reads else Denoiser)(
+            network,
             Gaussian(choose("schedule", self.schedule, SCHEDULES)()),
             parameterisation=self.parameterisation,
             weighting=self.weighting,
@@ -109,6 +115,7 @@ class DiffusionSpec(Spec):
             drop=self.drop,
             masks=self.masks,
             hint=self.hint,
+            **reader,
         )
         return Diffusion(denoiser, codec, tuple(classes), self.sampler, self.stops, vocabulary)
 
@@ -216,7 +223,7 @@ class Diffusion(GenerativeModel):
 
     @property
     def knows_null(self) -> bool:
-        return self.hears and self.denoiser.drop > 0
+        return self.hears and (self.denoiser.drop > 0 or isinstance(self.denoiser, Reading))
 
     @property
     def follows(self) -> bool:

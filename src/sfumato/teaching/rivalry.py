@@ -16,8 +16,7 @@ It is no beginning: it mends what a student of another method has already come n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from sfumato.condition import Condition
 from sfumato.denoise import Denoiser, Given
 from sfumato.dist import randn_like
+from sfumato.guide.reader import overheard
 from sfumato.sampler import Consistency
 from sfumato.schedule import Instant
 from sfumato.teaching.base import Method, Task, noisy, still
@@ -138,19 +138,3 @@ def heard(teacher: Denoiser, x_t: Tensor, now: Instant, cond: Condition | None) 
     with overheard(teacher.network) as features:
         teacher(x_t, now, cond)
     return features
-
-
-@contextmanager
-def overheard(network: Any) -> Iterator[list[Tensor]]:
-    """Collect what the parts of a network make of what it is called with inside, in order.
-
-    Args:
-        network: of ``sfumato.nn``, which tells its parts.
-    """
-    heard: list[Tensor] = []
-    hooks = [part.register_forward_hook(lambda _, __, out: heard.append(out)) for part, _ in network.parts]
-    try:
-        yield heard
-    finally:
-        for hook in hooks:
-            hook.remove()

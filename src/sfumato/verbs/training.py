@@ -57,6 +57,7 @@ def train(
     rank: int | None = None,
     control: str | None = None,
     hint: Literal["edges", "mask"] | None = None,
+    reader: str | None = None,
 ) -> Path:
     """Train a model on some data. What is not given is chosen, and each choice is printed with its reason.
 
@@ -106,6 +107,8 @@ def train(
         rank: of that change, matrix by matrix; by default 8.
         control: folder of a run that gets a branch beside it, which follows outlines (ControlNet); else as lora.
         hint: what it follows: edges (by default), or the mask of what is not ground.
+        reader: folder of a run without classes that gets a reader of those of these data (classifier guidance), so that
+            it can be asked for one; else as lora.
 
     Returns:
         The folder of the run.
@@ -114,11 +117,11 @@ def train(
         UserError: bad data, an impossible choice, or a folder that exists.
     """
     asked = dict(locals())
-    upon = [asked.pop(name) for name in ("lora", "rank", "control", "hint")]
+    upon = [asked.pop(name) for name in ("lora", "rank", "control", "hint", "reader")]
     if any(each is not None for each in upon):
-        from sfumato.engine.adapt import adapt
+        from sfumato.engine.adapt import Upon, adapt
 
-        return adapt(asked, *upon)
+        return adapt(asked, Upon(*upon))
     from sfumato.engine.asked import Asked
     from sfumato.engine.begin import begin
 
