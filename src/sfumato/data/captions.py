@@ -100,7 +100,7 @@ def _rows(table: Path) -> Iterator[tuple[str, Told]]:
         with table.open(encoding="utf-8", newline="") as file:
             rows = map(json.loads, filter(str.strip, file)) if table.suffix == ".jsonl" else csv.DictReader(file)
             for row in rows:
-                name, text = str(row[NAME]), said(row)
+                text, name = said(row), str(row[NAME])
                 rest = {str(key): str(value).strip()[:MOST_BYTES] for key, value in row.items()
                         if key not in (NAME, *COLUMNS) and isinstance(value, str | int | float)}  # fmt: skip
                 if text is None and not rest:

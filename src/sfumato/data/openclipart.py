@@ -26,7 +26,7 @@ __all__ = ["FOLDER", "KINDS", "SIDE", "caption_of", "open_named"]
 
 SIDE = 64
 """Height and width of a picture."""
-KINDS = ("animals", "buildings", "food", "people", "plants", "tools", "transport")
+KINDS = ("animals", "buildings", "food", "people", "plants", "tools", "transportation")
 """Folders whose drawings show a thing."""
 FOLDER = Path(os.sep, "usr", "share", "openclipart", "svg")
 """Where Debian's package openclipart-svg puts them."""
@@ -35,7 +35,6 @@ MOST_BYTES = 2**20
 
 _HELD_OUT = 26  # of 256
 _WORDS = 12  # of a caption
-_DC, _RDF = "{http://purl.org/dc/elements/1.1/}", "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 
 
 def open_named(name: str) -> Source:
@@ -67,16 +66,18 @@ def caption_of(path: Path) -> str | None:
         path: of an SVG file.
     """
     try:
-        root = ElementTree.fromstring(path.read_bytes())
+        told = ElementTree.fromstring(path.read_bytes()).find(".//{*}metadata")
     except (OSError, ElementTree.ParseError):
         return None
-    title = next((element.text for element in root.iter(f"{_DC}title") if element.text), "") or ""
-    keywords = [item.text or "" for subject in root.iter(f"{_DC}subject") for item in subject.iter(f"{_RDF}li")]
-    makers = {item.text.strip().casefold() for who in root.iter(f"{_DC}creator") for item in who.iter() if item.text}
-    title = "" if title.strip().casefold() in makers else title
-    words = [word for text in (title, *keywords) for word in re.findall(r"[^\W\d_]{2,}", text.casefold())]
-    told = list(dict.fromkeys(words))[:_WORDS]
-    return " ".join(told) if told else None
+    if told is None:
+        return None
+    makers = {item.text.strip().casefold() for who in told.findall(".//{*}creator") for item in who.iter() if item.text}
+    title = next((each.text for each in told.findall(".//{*}title") if each.text), "")
+    texts = [title, *(each.text or "" for each in told.findall(".//{*}subject//{*}li"))]
+    kept = [text for text in map(str.casefold, texts) if text.strip() not in makers]
+    words = [word for text in kept for word in re.findall(r"[^\W\d_]{2,}", text)]
+    different = list(dict.fromkeys(words))[:_WORDS]
+    return " ".join(different) if different else None
 
 
 def _drawn(path: Path, resvg: Any) -> Array | None:
@@ -84,7 +85,7 @@ def _drawn(path: Path, resvg: Any) -> Array | None:
     try:
         png = bytes(resvg.svg_to_bytes(svg_path=str(path), width=4 * SIDE))
         picture = Image.open(io.BytesIO(png)).convert("RGBA")
-    except Exception:  # whatever a renderer says of somebody's file, it is left out
+    except (ValueError, OSError):  # what a renderer cannot read is left out
         return None
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     canvas = Image.new("RGBA", (SIDE, SIDE), "white")
