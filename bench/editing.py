@@ -1,6 +1,6 @@
 """How well pictures are changed: found again from their own noise, and made anew under a mask as a sentence asks.
 
-    python bench/editing.py [RUN of shapes --text [--masks]]      writes results/editing.json, draws editing.png
+    python bench/editing.py [RUN of shapes --text [fill ...]]      writes results/editing.json, draws editing.png
 
 "own noise": held-out pictures of Fashion-MNIST by the model that comes along, told their classes; the root mean square
 between a picture and what its own noise leads to, in [-1, 1], by how often that noise is corrected, with the network
@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from interleave import RESULTS, read, write
 
-import sfumato
 from sfumato.condition import Condition
 from sfumato.data import load
 from sfumato.data.scenes import obeyed
@@ -39,7 +38,7 @@ SEED, GUIDANCE = 4, 2.0  # the set of shapes is drawn by 0 and 1, bench/shapes.p
 
 def found_again(name="heun", steps=25, grid="logsnr"):
     """Root mean square by corrections."""
-    model, data = sfumato.load("fashion-mnist"), load("fashion-mnist").test
+    (model, _), data = Run.open(Path("fashion-mnist")).load(precision="fp32"), load("fashion-mnist").test
     x = data.codec.encode(data.items[:PICTURES])
     given = Given(model.denoiser, Condition(data.labels[:PICTURES]) if model.classes else None)
     told = {"pictures": PICTURES, "sampler": name, "order": sampler(name).order, "calls each way": 2 * steps, "rms": {}}
@@ -80,7 +79,7 @@ def masked(model, fill, whole, pairs, masks):
     return torch.cat(made)
 
 
-def main(folder=None):
+def main(folder=None, *wanted):
     told = read(FILE)
     with tuned(torch.get_num_threads(), "cpu"):
         told["own noise"] = found_again()
@@ -93,7 +92,7 @@ def main(folder=None):
         rows = {"sentences": SENTENCES, "guidance": GUIDANCE, "step": int(notes["step"]), "fills": {}}
         whole = torch.from_numpy(draw([now for now, _ in pairs])).permute(0, 3, 1, 2)
         sheet = [whole[:SHOWN]]
-        fills = [fill for fill in FILLS if fill != "trained" or model.denoiser.masks]
+        fills = [fill for fill in wanted or FILLS if fill != "trained" or model.denoiser.masks]
         for fill in fills:
             begin = time.perf_counter()
             made = masked(model, fill, whole, pairs, masks)

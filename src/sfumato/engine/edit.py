@@ -82,7 +82,7 @@ def edit(folder: Path, image: Path, change: Change, n: int, wish: Wish, out: Pat
         raise UserError("--was says what to find a picture's own noise with: add --noise own")
     if change.mask is not None and change.fill is None:
         change = replace(change, fill=usual_fill(need_diffusion(Run.open(folder).config.model, "editing").masks))
-    with _opened(folder, _usual(wish, change), device) as (draws, model, codec):
+    with _opened(folder, _usual(wish, change), device, exact=change.own) as (draws, model, codec):
         found = pixels(image)
         item = fitted(image, found, codec)
         kept = None if change.mask is None else _mask(change.mask, found.shape[:2], codec)
@@ -113,7 +113,7 @@ def interpolate(
         out: folder for them.
         device: where to compute.
     """
-    with _opened(folder, wish, device) as (draws, model, codec):
+    with _opened(folder, wish, device, exact=True) as (draws, model, codec):
         ends = torch.cat([fitted(image, pixels(image), codec) for image in images])
         need_empty(out)
         made = interpolated(model, ends, n, draws.way)
@@ -199,9 +199,11 @@ def _usual(wish: Wish, change: Change) -> Wish:
 
 
 @contextmanager
-def _opened(folder: Path, wish: Wish, device: str) -> Iterator[tuple[Draws, Diffusion, ImageCodec]]:
-    """Open a run of pictures to change some."""
-    with drawing(folder, wish, device, None) as draws:
+def _opened(
+    folder: Path, wish: Wish, device: str, exact: bool = False
+) -> Iterator[tuple[Draws, Diffusion, ImageCodec]]:
+    """Open a run of pictures to change some; exactly where a way is gone forth and back: bf16 is too rough for that."""
+    with drawing(folder, wish, device, None, exact) as draws:
         model = need_diffusion(draws.model, "editing")
         yield draws, model, pictures(model.codec)
 

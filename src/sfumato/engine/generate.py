@@ -194,7 +194,7 @@ class Draws:
 
 
 @contextmanager
-def drawing(folder: Path, wish: Wish, device: str, threads: int | None) -> Iterator[Draws]:
+def drawing(folder: Path, wish: Wish, device: str, threads: int | None, exact: bool = False) -> Iterator[Draws]:
     """Open a run to draw from it, with the CPU's threads set meanwhile, on whose number the last bits may depend.
 
     Args:
@@ -202,6 +202,7 @@ def drawing(folder: Path, wish: Wish, device: str, threads: int | None) -> Itera
         wish: how.
         device: where to compute; of several GPUs each worker takes its own.
         threads: of the CPU; None for as many as trained the run.
+        exact: compute in fp32, whatever the run's precision.
 
     Raises:
         UserError: the run is none, it has no such class, or a number of threads below 1.
@@ -210,7 +211,7 @@ def drawing(folder: Path, wish: Wish, device: str, threads: int | None) -> Itera
     count = (run.config.threads or torch.get_num_threads()) if threads is None else threads
     if count < 1:
         raise UserError(f"--threads must be at least 1, got {count}")
-    model, notes = run.load(wish.ema, device, wish.lora)
+    model, notes = run.load(wish.ema, device, wish.lora, **{"precision": "fp32"} if exact else {})
     kind = device.split(":")[0]
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{Worker.here().local_rank % torch.cuda.device_count()}"
