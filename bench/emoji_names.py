@@ -7,8 +7,9 @@ picture's inner product with its own name is the largest of a batch (symmetric c
 section 2.3); it is told nothing of any generated picture. It ranks the same 200 names of training for every picture, in
 the language of the prompt: "top 1" and "top 5" are the shares of the pictures whose own name is among the first, chance
 .005 and .025. "real" are the emoji themselves, of a size and at a place that the judge never saw; "held out" are 150
-emoji that neither was shown, ranked among their own names, for which no bar is set. "nearest" are the root mean square
-distances, in [-1, 1], of a generated picture to the nearest of all training pictures and of a held-out emoji to it.
+emoji that neither was shown, of whose names a word is known, ranked among them; no bar is set for these. "nearest" are
+the root mean square distances, in [-1, 1], of a generated picture to the nearest of all training pictures and of a
+held-out emoji to it.
 """
 
 import sys
@@ -21,7 +22,7 @@ from interleave import RESULTS, write
 from shapes import drawn
 from torch import Tensor, nn
 
-from sfumato.condition import Vocabulary
+from sfumato.condition import NULL, Vocabulary
 from sfumato.data import load
 from sfumato.data.emoji import LANGUAGES, names
 from sfumato.dist import stream
@@ -117,7 +118,9 @@ class Names:
         self.judge = judge(self.whole, data.captions)
 
     def _some(self, part, n):
+        row = self.model.vocabulary.row
         mine = sorted({self.of[caption]["en"] for caption in part.captions})
+        mine = [name for name in mine if set(row(name)) != {NULL}]  # of the others no word is heard
         return [self.of[mine[k]] for k in np.random.default_rng(6).permutation(len(mine))[:n]]
 
     def real(self, part, records, language):
@@ -164,6 +167,7 @@ def main(folder):
                 if (weight, language) == (USUAL, "en"):
                     told["nearest"] = known.copies(made)
             print(f"weight {weight:g}: {told['drawn'][str(weight)]}", flush=True)
+            write(FILE, told)
         told["drawn, held out"], _ = known.drawn(known.strange, "en", USUAL)
         print({name: told[name] for name in ("nearest", "drawn, held out")}, flush=True)
         write(FILE, told)
