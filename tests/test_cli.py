@@ -239,7 +239,8 @@ def test_python_has_the_verbs_of_the_command_line(here):
                 option = f"--{name.rstrip('_').replace('_', '-')}"
                 assert option in text
                 if isinstance(parameter.default, int | float | str) and not isinstance(parameter.default, bool):
-                    entry = text[text.index(option) :].partition("\n│ --")[0]
+                    begin = re.search(rf"{option}(?![\w-])", text)  # --n is no beginning of --noise
+                    entry = text[begin.start() :].partition("\n│ --")[0]
                     told = re.sub(r"[\s│]", "", entry)  # whose lines break anywhere
                     assert f"default:{parameter.default})".replace(" ", "") in told
 

@@ -160,7 +160,8 @@ def digits():
 
 def chosen(dataset, **asked):
     """The config of a run for which this is asked, and what is said of it."""
-    defaults = {name: p.default for name, p in inspect.signature(train).parameters.items()}
+    known = {field.name for field in dataclasses.fields(Asked)}
+    defaults = {name: p.default for name, p in inspect.signature(train).parameters.items() if name in known}
     choices = Choices()
     return configure(dataset, Asked(**defaults | {"data": dataset.name, "steps": 6} | asked), choices), choices.lines
 
@@ -304,7 +305,7 @@ def test_config_round_trips_and_refuses_what_it_does_not_know(tmp_path):
         ("batch =", "bach =", "unknown key 'bach'; did you mean 'batch'"),
         ("batch = 64", "batch = 'x'", "batch: 'x' is not int"),
         ("[model]", "[model]\nwidht = 3", "unknown key 'widht'; did you mean 'widths'"),
-        ('network = "unet"', 'network = "resnet"', "'resnet' is not 'unet' or 'mlp'"),
+        ('network = "unet"', 'network = "resnet"', "'resnet' is not 'unet' or 'dit' or 'mlp'"),
         ("seconds = 90.5", "seconds = 0.0", "either steps or a time"),
         ("batch = 64", "batch = -1", "batch must be above 0"),
         ("batch = 64", "batch = ", "not readable as TOML"),

@@ -357,7 +357,7 @@ def test_what_cannot_be_guided_says_why(run, tmp_path, capsys):
     fails(capsys, ["sample", str(run), "--rescale", "0.5"], "give a weight with --guidance")
     fails(capsys, ["sample", str(run), "--guidance", "2", "--away", "fish"], "no class 'fish'")
     fails(capsys, ["sample", str(run), "--guidance", "2", "--class", "3", "--also", "fish:2"], "no class 'fish'")
-    fails(capsys, ["sample", str(run), "--guidance", "2", "--also", "3"], "name that with --prompt or --class")
+    fails(capsys, ["sample", str(run), "--guidance", "2", "--also", "3"], "name that with --prompt, --class or --where")
     fails(capsys, ["sample", str(run), "--class", "3", "--also", "4"], "give a weight with --guidance")
     fails(capsys, ["sample", str(run), "--guidance", "2", "--interval", "5", "0.2"], "0 <= low < high")
     plain = sfumato.train("digits", steps=1, batch=8, size="tiny", out=str(tmp_path / "plain"))

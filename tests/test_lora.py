@@ -144,4 +144,4 @@ def test_mistakes_are_one_line(base, bright, adapted, tmp_path, capsys):
         Image.fromarray(np.full((8, 8), 9, np.uint8)).save(strange / path)
     fails(capsys, ["train", strange, "--lora", base, "--out", tmp_path / "d"], "the run knows no class 'cat'")
     student = sfumato.distill(base, calls=1, steps=1, batch=8, out=str(tmp_path / "student"))
-    fails(capsys, [*ask, student, "--out", tmp_path / "e"], "adapt its teacher")
+    fails(capsys, [*ask, student, "--out", tmp_path / "e"], "is a student of 'base'; give another run to --lora")

@@ -48,7 +48,7 @@ Runs and data
     grey needs three edits (#10677) -> test_data_folder::test_grey_in_content_is_one_channel
         -> test_data_codec::test_png_holds_the_pixels_and_the_recipe
     the range of values is guessed (lucidrains #183) -> test_data_arrays::test_other_ranges_are_refused
-    28 x 28 dies in the UNet (#3630) -> test_nn::test_unet_keeps_any_shape
+    28 x 28 dies in the UNet (#3630) -> test_nn::test_networks_keep_any_shape
     how to give a condition (lucidrains #349) -> test_flow_logp::test_labels_stay_with_their_examples
     labels lost on the way -> test_nn::test_labels_must_fit_the_network
     heavy imports (guided-diffusion #27) -> test_house::test_the_command_line_starts_without_heavy_libraries

@@ -78,7 +78,7 @@ def test_an_adversary_judges_under_a_label():
     assert one.shape == (5,)
     assert not torch.allclose(one, other)
     with_more = [torch.cat([each, each], -1) for each in features]  # the mean over places
-    torch.testing.assert_close(heads(with_more, torch.zeros(5, dtype=torch.long)), one)
+    torch.testing.assert_close(heads(with_more, Condition(torch.zeros(5, dtype=torch.long))), one)
 
 
 def test_what_is_overheard_is_what_the_network_is_built_of():
