@@ -86,17 +86,16 @@ class Condition:
     hint: Tensor | None = None
 
     @staticmethod
-    def of(rows: Sequence[Row], device: torch.device | None = None) -> Condition:
+    def of(rows: Sequence[Row]) -> Condition:
         """Return what samples are asked for, one row for each, with the parts that the first of them has.
 
         Args:
             rows: of the same parts.
-            device: for it.
         """
         requests = [Request.of(row) for row in rows]
         told = [name for name in NOTHING if getattr(requests[0], name) is not None]
         parts = {name: [getattr(each, name) for each in requests] for name in told}
-        return Condition(**{name: torch.tensor(part, device=device) for name, part in parts.items()})
+        return Condition(**{name: torch.tensor(part) for name, part in parts.items()})
 
     @property
     def parts(self) -> dict[str, Tensor]:

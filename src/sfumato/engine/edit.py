@@ -94,7 +94,7 @@ def edit(folder: Path, image: Path, change: Change, n: int, wish: Wish, out: Pat
         made = [
             edited(model, item.expand(len(some), *item.shape[1:]), draws.way, change.strength, kept, some, own,
                    change.fill)
-            for some in (range(k, min(k + model.batch, n)) for k in range(0, n, model.batch))
+            for some in _batches(n, model.batch)
         ]  # fmt: skip
         place = f"edit-{image.stem}-{change.slug}"
         return _written(draws, codec, place if out is None else out, item, torch.cat(made), recipe)
@@ -179,12 +179,17 @@ def restore(folder: Path, image: Path, damage: Damage, n: int, wish: Wish, out: 
         need_empty(out)
         made = [
             restored(model, y, operator, draws.way, damage.noise, damage.method, some)
-            for some in (range(k, min(k + model.batch, n)) for k in range(0, n, model.batch))
+            for some in _batches(n, model.batch)
         ]
         recipe = {"image": digest(image), "damage": asdict(damage)}
         place = f"mended-{image.stem}-{damage.kind}-{damage.method}"
         shown = codec.decode(F.interpolate(y.expand(-1, codec.channels, -1, -1), codec.dims[1:]))
         return _written(draws, codec, place if out is None else out, shown, torch.cat(made), recipe)
+
+
+def _batches(n: int, size: int) -> Iterator[range]:
+    """Yield the indices of n answers, batch by batch."""
+    return (range(first, min(first + size, n)) for first in range(0, n, size))
 
 
 def _usual(wish: Wish, change: Change) -> Wish:

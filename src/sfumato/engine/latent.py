@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from sfumato.engine.asked import Asked, seconds_of
@@ -26,9 +25,13 @@ def autoencoder(asked: Asked, out: Path) -> Asked:
         UserError: a time that is none.
     """
     time = None if asked.steps else f"{PART * seconds_of(asked.time):g}s" if asked.time else USUAL
-    wanted = Asked(asked.data, model="autoencoder", time=time, steps=asked.steps, out=str(out), resume=True)
-    return replace(
-        wanted,
+    return Asked(
+        asked.data,
+        model="autoencoder",
+        time=time,
+        steps=asked.steps,
+        out=str(out),
+        resume=True,
         seed=asked.seed,
         size=asked.size,
         batch=asked.batch,

@@ -45,17 +45,16 @@ class Reading(Denoiser):
 
     def forward(self, x_t: Tensor, t: Time, cond: Condition | None = None, s: Time | None = None) -> Estimate:
         """Estimate the data behind ``x_t``, of a class if there is a label; equation (1)."""
-        label, rest = _parted(cond)
-        if label is None or not bool((label >= 0).any()):
+        (label, rest), now = _parted(cond), self.process.schedule.at(t)
+        blind = not bool(torch.as_tensor(now.alpha).all())  # the state says nothing, and so does its reader
+        if blind or label is None or not bool((label >= 0).any()):
             return super().forward(x_t, t, rest, s)
-        now, further = self.process.schedule.at(t), torch.is_grad_enabled() and x_t.requires_grad
+        further = torch.is_grad_enabled() and x_t.requires_grad
         with torch.enable_grad():
             x = x_t if further else x_t.detach().requires_grad_()
             found, logits = self._read(x, now, rest)
             said = F.log_softmax(logits, 1).gather(1, label.clamp(min=0)[:, None])[:, 0]
             (rise,) = torch.autograd.grad(torch.where(label >= 0, said, 0.0).sum(), x, create_graph=further)
-        if not bool(torch.as_tensor(now.alpha).all()):  # the state says nothing, and so does its reader
-            return super().forward(x_t, t, rest, s)
         moved = found.x0 + spread(now.sigma**2 / now.alpha, x_t) * rise
         return told(replace(found, x_t=x_t), moved if further else moved.detach())
 
