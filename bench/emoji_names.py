@@ -112,7 +112,7 @@ class Names:
 
     def __init__(self, model, data):
         self.model, self.data = model, data
-        self.whole = model.codec.encode(data.items[:])
+        self.whole = data.codec.encode(data.items[:])
         self.of = {record[language]: record for record in names().values() for language in LANGUAGES}
         self.asked, self.strange = self._some(data, ASKED), self._some(data.test, HELD_OUT)
         self.judge = judge(self.whole, data.captions)
@@ -127,18 +127,18 @@ class Names:
         """Ranks of real pictures, moved as the judge never saw them."""
         first = {caption: k for k, caption in reversed(list(enumerate(part.captions)))}
         captions = [record[language] for record in records]
-        x = self.model.codec.encode(part.items[torch.tensor([first[caption] for caption in captions])])
+        x = self.data.codec.encode(part.items[torch.tensor([first[caption] for caption in captions])])
         return ranked(self.judge, moved(x, stream(7)), captions)
 
     def drawn(self, records, language, weight):
         """Ranks of drawn pictures, and these."""
         captions = [record[language] for record in records]
         made = drawn(self.model, captions, Guidance(weight))
-        return ranked(self.judge, self.model.codec.encode(made), captions), made
+        return ranked(self.judge, self.data.codec.encode(made), captions), made
 
     def copies(self, made):
         """Distances to the nearest training pictures, and whether those have the name that was asked for."""
-        encoded, rows = self.model.codec.encode, self.whole.flatten(1).numpy()
+        encoded, rows = self.data.codec.encode, self.whole.flatten(1).numpy()
         far, places = nearest(encoded(made).flatten(1).numpy(), rows)
         usual, _ = nearest(encoded(self.data.test.items[::2]).flatten(1).numpy(), rows)
         side = rows.shape[1] ** 0.5
@@ -147,7 +147,7 @@ class Names:
         near = self.data.items[torch.from_numpy(places[:16])]
         rows = [made[:8], near[:8], made[8:16], near[8:]]
         recipe = {"rows": 2 * ["drawn", "nearest in training"], "prompts": [each["en"] for each in self.asked[:16]]}
-        write_png(RESULTS / "emoji_nearest.png", self.model.codec.picture(torch.cat(rows), 8), recipe)
+        write_png(RESULTS / "emoji_nearest.png", self.data.codec.picture(torch.cat(rows), 8), recipe)
         return {name: round(float(value), 4) for name, value in told.items()}
 
 
@@ -171,7 +171,7 @@ def main(folder):
         told["drawn, held out"], _ = known.drawn(known.strange, "en", USUAL)
         print({name: told[name] for name in ("nearest", "drawn, held out")}, flush=True)
         write(FILE, told)
-        write_png(RESULTS / "emoji.png", model.codec.picture(drawn(model, GRID, Guidance(USUAL)), 8), {"prompts": GRID})
+        write_png(RESULTS / "emoji.png", data.codec.picture(drawn(model, GRID, Guidance(USUAL)), 8), {"prompts": GRID})
 
 
 if __name__ == "__main__":

@@ -45,14 +45,13 @@ def psnr(codec, items):
     return float((20 * torch.log10(255 / (back - items).square().flatten(1).mean(1).sqrt())).mean())
 
 
-@torch.no_grad()
 def main(folder, minutes=10.0):
     runs, data, told = trained(Path(folder), float(minutes)), load(DATA), read(FILE)
     models = {name: runs[name].load()[0] for name in ("latents", "pixels")}
     codec = models["latents"].codec
     told |= {"minutes": float(minutes), "latents": list(codec.dims), "psnr": round(psnr(codec, data.test.items[:]), 2)}
     print(told, flush=True)
-    with tuned(torch.get_num_threads(), "cpu"):
+    with torch.no_grad(), tuned(torch.get_num_threads(), "cpu"):
         measure, _ = features_of("lite0", data.codec.dims)
         order = torch.randperm(len(data.items), generator=torch.Generator().manual_seed(0))
         known, other = (measure(data.codec.encode(data.items[some])) for some in order[: 2 * SAMPLES].split(SAMPLES))

@@ -1,8 +1,10 @@
 """Attributes and numbers: what columns tell, how they are heard in any mix, and what a run makes of them."""
 
 import csv
+import io
 import json
 import math
+import tarfile
 
 import numpy as np
 import pytest
@@ -13,12 +15,14 @@ import sfumato
 from commands import fails
 from sfumato.condition import NULL, Condition, Request
 from sfumato.data import load
+from sfumato.data.captions import MOST_TEXTS, Columns
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
 from sfumato.facts import Fact, Facts
 from sfumato.guide import Guidance
 from sfumato.nn import DiT, UNet
 from sfumato.nn.layers import Told
+from shards import add
 
 COLUMNS = {
     "colour": ["red", "blue", None, "red", "green"],
@@ -99,6 +103,59 @@ def test_tables_beside_pictures_tell_columns(tmp_path, kind):
     write(tmp_path / "set", [("a.png", grey, {"colour": "blue", "price": 3}), rows[1]], kind)
     assert load(tmp_path / "set").fingerprint != found.fingerprint
     assert load(tmp_path / "set", stream=True).fingerprint != streamed.fingerprint
+
+
+GREY = np.full((8, 8), 100, np.uint8)
+
+
+def pixels(picture):
+    to = io.BytesIO()
+    Image.fromarray(picture).save(to, "png")
+    return to.getvalue()
+
+
+def test_shards_tell_columns(tmp_path):
+    first = {"text": "a cat", "price": 3, "kind": "tame", "at": "u" * 300, "box": [1, 2]}
+    with tarfile.open(tmp_path / "a.tar", "w") as out:
+        for k, record in enumerate((first, {"price": 4.5})):
+            members = [(f"{k}.png", pixels(GREY + k)), (f"{k}.json", json.dumps(record | {"label": "cat"}).encode())]
+            for name, content in members[:: 1 - 2 * k]:  # what is said may come before the picture
+                add(out, name, content)
+    found = load(tmp_path / "a.tar")
+    assert found.columns == {"price": ("3", "4.5"), "kind": ("tame", None)} and found.captions == ("a cat", None)
+    assert load(tmp_path / "a.tar", stream=True).columns == found.columns
+
+
+def test_parquet_tells_columns(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    columns = {
+        "image": datasets.Image(), "price": datasets.Value("float32"), "new": datasets.Value("bool"),
+        "kind": datasets.ClassLabel(names=["tame", "wild"]), "box": datasets.Sequence(datasets.Value("int64")),
+        "label": datasets.Value("string"),
+    }  # fmt: skip
+    rows = [
+        {"image": {"bytes": pixels(GREY + k)}, "price": price, "new": k > 0, "kind": kind, "box": [k], "label": "cat"}
+        for k, (price, kind) in enumerate([(3.0, 1), (math.nan, 0), (None, None)])
+    ]
+    table = datasets.Dataset.from_list(rows, features=datasets.Features(columns))
+    table.to_parquet(tmp_path / "set.parquet")
+    found = load(tmp_path / "set.parquet")
+    assert found.columns["price"] == ("3.0", None, None) and found.columns["kind"][:2] == ("wild", "tame")
+    assert found.columns["new"] == ("False", "True", "True") and sorted(found.columns) == ["kind", "new", "price"]
+    assert load(tmp_path / "set.parquet", stream=True).columns == found.columns
+
+
+def test_columns_of_addresses_are_let_go():
+    columns = Columns()
+    for row in range(MOST_TEXTS + 2):
+        columns.put("price", row, str(row))
+        columns.put("url", row, f"u{row}")
+        if row % 2:
+            columns.put("kind", row, "tame")
+    found = columns.whole(MOST_TEXTS + 3)
+    assert sorted(found) == ["kind", "price"] and found["price"][7] == "7" and found["price"][-1] is None
+    assert found["kind"][:4] == (None, "tame", None, "tame") and len(found["kind"]) == MOST_TEXTS + 3
 
 
 # ── Conditions ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -24,8 +24,8 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src"
 
 ORDER = [
-    "errors", "files", "defaults", "dist", "coupling", "condition", "facts", "known", "hint", "schedule", "process",
-    "mixing", "grid", "rows", "weighting", "denoise", "guide", "ode", "score", "predict", "sampler.base",
+    "errors", "files", "defaults", "dist", "coupling", "condition", "language", "facts", "known", "hint", "schedule",
+    "process", "mixing", "grid", "rows", "weighting", "denoise", "guide", "ode", "score", "predict", "sampler.base",
     "sampler.weights", "sampler.*", "sampler", "teaching", "density", "nn", "data", "models", "metrics", "engine",
     "view", "verbs", "cli", "__main__",
 ]  # fmt: skip

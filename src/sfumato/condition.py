@@ -29,7 +29,18 @@ from torch import Tensor
 
 from sfumato.errors import UserError
 
-__all__ = ["MOST_TOKENS", "MOST_WORDS", "NULL", "Condition", "Request", "Row", "Vocabulary", "short", "words_of"]
+__all__ = [
+    "MOST_TOKENS",
+    "MOST_WORDS",
+    "NULL",
+    "Condition",
+    "Request",
+    "Row",
+    "Vocabulary",
+    "captioned",
+    "short",
+    "words_of",
+]
 
 NULL = -1
 """The label that asks for no class; of a sentence, where there is no word."""
@@ -167,6 +178,27 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", unicodedata.normalize("NFKC", text).casefold())
 
 
+def captioned(captions: Sequence[str | None], data: str) -> tuple[list[str], tuple[str, ...]]:
+    """Return the captions of items that have all one, and some different ones to ask for.
+
+    Args:
+        captions: of all items, None where one has none.
+        data: whose they are, for errors.
+
+    Raises:
+        UserError: an item has none.
+    """
+    whole = [caption for caption in captions if caption is not None]
+    if not whole or len(whole) < len(captions):
+        missing = f"{len(captions) - len(whole):,} of its {len(captions):,} items have no caption"
+        raise UserError(
+            f"'{data}': {missing if whole else 'has no captions'}; write a .txt beside each picture, or a "
+            "metadata.jsonl with file_name and text, or leave --text out"
+        )
+    different = list(dict.fromkeys(whole))
+    return whole, tuple(different[:: max(1, len(different) // EXAMPLES)][:EXAMPLES])
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """The words that a model knows.
@@ -192,22 +224,13 @@ class Vocabulary:
         Raises:
             UserError: an item has none, or there is no word in them.
         """
-        whole = [caption for caption in captions if caption is not None]
-        if not whole or len(whole) < len(captions):
-            missing = f"{len(captions) - len(whole):,} of its {len(captions):,} items have no caption"
-            raise UserError(
-                f"'{data}': {missing if whole else 'has no captions'}; write a .txt beside each picture, or a "
-                "metadata.jsonl with file_name and text, or leave --text out"
-            )
+        whole, examples = captioned(captions, data)
         told = [words_of(caption) for caption in whole]
         counts = Counter(word for words in told for word in words)
         if not counts:
             raise UserError(f"'{data}': there is no word in its captions; write some, or leave --text out")
         known = sorted(counts, key=lambda word: (-counts[word], word))[:MOST_WORDS]
-        different = list(dict.fromkeys(whole))
-        step = max(1, len(different) // EXAMPLES)
-        length = min(MOST_TOKENS, max(map(len, told)))
-        return Vocabulary(tuple(known), length, tuple(different[::step][:EXAMPLES]))
+        return Vocabulary(tuple(known), min(MOST_TOKENS, max(map(len, told))), examples)
 
     @cached_property
     def _places(self) -> dict[str, int]:

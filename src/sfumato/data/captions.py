@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +24,15 @@ from typing import Any
 from sfumato.data.source import Fault
 from sfumato.errors import UserError
 
-__all__ = ["COLUMNS", "MOST_BYTES", "Told", "captions_of", "said"]
+__all__ = ["COLUMNS", "MOST_BYTES", "Columns", "Told", "captions_of", "entries", "said"]
 
 MOST_BYTES = 2**14
 """Of one caption; a longer file is none."""
 TABLES = ("metadata.jsonl", "metadata.csv")
+MOST_LETTERS = 2**8
+"""Of an entry of a column in shards; nobody could ask for a longer one."""
+MOST_TEXTS = 10_000
+"""Different texts in a column of shards; one with more (addresses, digests) tells nothing that could be learnt."""
 COLUMNS = ("text", "caption")
 """Names of the column with the captions; the first that is there is taken."""
 NAME = "file_name"
@@ -45,6 +50,35 @@ class Told:
 
     caption: str | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+
+
+class Columns:
+    """Columns of very many pictures, gathered entry by entry; equal texts are kept once."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, list[str | None]] = {}
+        self._texts: dict[str, dict[str, str]] = {}
+
+    def put(self, name: str, row: int, entry: str) -> None:
+        """Take one entry.
+
+        Args:
+            name: of its column.
+            row: of its picture; never less than that of an entry before.
+            entry: a text or a number.
+        """
+        texts = self._texts.setdefault(name, {})
+        if len(texts) > MOST_TEXTS or len(entry) > MOST_LETTERS:
+            return
+        column = self._found.setdefault(name, [])
+        column += [None] * (row + 1 - len(column))
+        column[row] = entry if _is_number(entry) else texts.setdefault(entry, entry)
+        if len(texts) > MOST_TEXTS:
+            del self._found[name]
+
+    def whole(self, count: int) -> dict[str, tuple[str | None, ...]]:
+        """Return the columns by name, as long as there are pictures."""
+        return {name: (*column, *[None] * (count - len(column))) for name, column in self._found.items()}
 
 
 def captions_of(root: Path, folders: Sequence[str], names: Sequence[str]) -> tuple[dict[str, Told], list[Fault]]:
@@ -88,6 +122,25 @@ def said(row: Mapping[str, Any]) -> str | None:
     return None if text is None else str(text).strip()[:MOST_BYTES]
 
 
+def entries(row: Mapping[str, Any], others: Sequence[str]) -> dict[str, str]:
+    """Return what else a row of a table or a record tells, by the names of its columns: texts and numbers.
+
+    Args:
+        row: of the table.
+        others: names of columns that are not meant, beside those of captions.
+    """
+    found = {str(key): str(value).strip()[:MOST_BYTES] for key, value in row.items()
+             if key not in (*others, *COLUMNS) and isinstance(value, str | int | float)}  # fmt: skip
+    return {key: value for key, value in found.items() if value}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
 def _read(path: Path) -> str | None:
     with path.open("rb") as file:
         found = file.read(MOST_BYTES + 1)
@@ -100,12 +153,10 @@ def _rows(table: Path) -> Iterator[tuple[str, Told]]:
         with table.open(encoding="utf-8", newline="") as file:
             rows = map(json.loads, filter(str.strip, file)) if table.suffix == ".jsonl" else csv.DictReader(file)
             for row in rows:
-                text, name = said(row), str(row[NAME])
-                rest = {str(key): str(value).strip()[:MOST_BYTES] for key, value in row.items()
-                        if key not in (NAME, *COLUMNS) and isinstance(value, str | int | float)}  # fmt: skip
+                text, name, rest = said(row), str(row[NAME]), entries(row, (NAME,))
                 if text is None and not rest:
                     raise KeyError("text")
-                yield name, Told(text, {key: value for key, value in rest.items() if value})
+                yield name, Told(text, rest)
     except KeyError as error:
         raise UserError(f"{table}: a row has no {error}; give each a file_name and a text") from error
     except (OSError, ValueError, AttributeError, csv.Error) as error:

@@ -1,8 +1,8 @@
-"""Parquet files as Hugging Face's `datasets` writes them: a column of pictures, perhaps of labels and of captions.
+"""Parquet files as Hugging Face's `datasets` writes them: a column of pictures, perhaps of labels, captions and more.
 
 A picture is bytes, or a struct whose "bytes" are the picture (its "path" is never followed). A label is a whole number,
 named by the ClassLabel feature in the file if there is one, or a text. Captions are texts in a column of that name, or
-of the name text.
+of the name text. All other columns of texts and numbers are kept by their names.
 
 Parquet is compressed in groups of rows and cannot be read at random. `datasets` (the extra `stream`) therefore writes
 those columns once as Arrow into its cache (HF_DATASETS_CACHE says where), which is not compressed. Where each picture
@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.data.captions import COLUMNS, MOST_BYTES
+from sfumato.data.captions import COLUMNS, MOST_BYTES, Columns
 from sfumato.data.source import Source, name_of
 from sfumato.data.store import Store, part_of, parts, printable, stored, window
 from sfumato.data.tar import shards
@@ -59,12 +59,14 @@ def _store(path: Path, files: Sequence[Path]) -> tuple[Store, tuple[str, ...], l
         import datasets
     except ImportError as error:
         raise UserError(f"{path}: parquet needs the library datasets; pip install 'sfumato[stream]'") from error
-    column, label, caption = _columns(files, Path(datasets.config.HF_DATASETS_CACHE))
+    column, label, caption, others = _columns(files, Path(datasets.config.HF_DATASETS_CACHE))
     progress = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
         wanted = [name for name in (column, label, caption) if name]
-        rows = datasets.Dataset.from_parquet([escape(str(file.absolute())) for file in files], columns=wanted)
+        rows = datasets.Dataset.from_parquet(
+            [escape(str(file.absolute())) for file in files], columns=[*wanted, *others]
+        )
     except Exception as error:  # DatasetGenerationError and what pyarrow, fsspec and the disk raise
         cause = str(error.__cause__ or error).split("\n")[0]
         raise UserError(f"{path}: cannot be read as parquet ({cause}); get the files again") from error
@@ -92,6 +94,7 @@ def _store(path: Path, files: Sequence[Path]) -> tuple[Store, tuple[str, ...], l
         codes=codes,
         classes=classes,
         captions=() if caption is None else tuple(map(_caption, rows.data.column(caption).to_pylist())),
+        columns=_told(rows, others),
     )
     names = " and ".join(f"'{name}'" for name in wanted)
     return store, order, [f"column{'s' * (len(wanted) > 1)} {names}, unpacked into {caches[0].parent}"]
@@ -99,6 +102,18 @@ def _store(path: Path, files: Sequence[Path]) -> tuple[Store, tuple[str, ...], l
 
 def _caption(text: str | None) -> str | None:
     return None if text is None else text.strip()[:MOST_BYTES]
+
+
+def _told(rows: Any, names: Sequence[str]) -> dict[str, tuple[str | None, ...]]:
+    """What some columns tell: texts, numbers, and classes by their names."""
+    found = Columns()
+    for name in names:
+        classes = getattr(rows.features[name], "names", None) or ()
+        for row, value in enumerate(rows.data.column(name).to_pylist()):
+            if value not in (None, "") and value == value:  # not NaN
+                known = classes and 0 <= value < len(classes)
+                found.put(printable(name), row, classes[value] if known else str(value).strip())
+    return found.whole(len(rows))
 
 
 _NO_LABELS: tuple[NDArray[np.int32], tuple[str, ...], tuple[str, ...]] = (np.zeros(0, np.int32), (), ())
@@ -123,8 +138,10 @@ def _places(cache: Path, column: str) -> tuple[NDArray[np.int64], NDArray[np.int
     return np.concatenate(starts), np.concatenate(sizes)
 
 
-def _columns(files: Sequence[Path], cache: Path) -> tuple[str, str | None, str | None]:
-    """The names of the columns of pictures, labels and captions, from the footers; also held against the free disk."""
+def _columns(files: Sequence[Path], cache: Path) -> tuple[str, str | None, str | None, list[str]]:
+    """The names of the columns of pictures, labels, captions and what else is told, from the footers; also held
+    against the free disk.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -157,7 +174,8 @@ def _columns(files: Sequence[Path], cache: Path) -> tuple[str, str | None, str |
             f"{files[0].parent}: unpacked {needed / 2**30:.3g} GB where {at} has {free / 2**30:.3g} GB free; "
             "set HF_DATASETS_CACHE to a folder with more"
         )
-    return column, label, caption
+    shared = set.intersection(*(set(schema.names) for schema in schemas)) - {column, label, caption}
+    return column, label, caption, [name for name in first.names if name in shared and _tells(first.field(name).type)]
 
 
 def _featured(schema: Any, kind: str) -> list[str]:
@@ -187,6 +205,13 @@ def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _tells(kind: Any) -> bool:
+    import pyarrow as pa
+
+    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    return _is_text(kind) or any(fits(kind) for fits in numbers)
 
 
 def _codes(path: Path, column: Any, feature: Any) -> tuple[NDArray[np.int32], tuple[str, ...], tuple[str, ...]]:

@@ -4,9 +4,10 @@
 
 Members that follow each other and have the same name up to the first dot of its last part are one sample: a picture
 (png, jpg, webp, bmp) and, if it has one, its class: the text of `key.cls`, or "label" in `key.json`; and its caption:
-the text of `key.txt`, or "text" or "caption" in `key.json`. Shards are never
-unpacked: their headers are read once, and then each picture where it lies. They are untrusted: links, devices, sparse
-files and names that point outside are ignored, and sizes are held against a limit and against the shard's own.
+the text of `key.txt`, or "text" or "caption" in `key.json`, whose other texts and numbers are columns by their names.
+Shards are never unpacked: their headers are read once, and then each picture where it lies. They are untrusted: links,
+devices, sparse files and names that point outside are ignored, and sizes are held against a limit and against the
+shard's own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from sfumato.data.captions import MOST_BYTES, said
+from sfumato.data.captions import MOST_BYTES, Columns, Told, entries, said
 from sfumato.data.decoding import SUFFIXES
 from sfumato.data.source import Fault, Source, name_of
 from sfumato.data.store import Names, Store, part_of, parts, printable, stored, window
@@ -78,6 +79,7 @@ class _Index:
     size: array[int] = field(default_factory=lambda: array("q"))
     code: array[int] = field(default_factory=lambda: array("i"))
     captions: list[str | None] = field(default_factory=list)
+    columns: Columns = field(default_factory=Columns)
     classes: dict[str, int] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     ignored: Counter[str] = field(default_factory=Counter)
@@ -100,6 +102,7 @@ def _index(path: Path, root: Path, files: list[str]) -> tuple[Store, list[str]]:
         codes=np.array(index.code if index.classes else (), np.int32),
         classes=tuple(index.classes),
         captions=tuple(index.captions) if any(text is not None for text in index.captions) else (),
+        columns=index.columns.whole(len(size)),
         faults=tuple(index.faults),
     )
     return store, [f"tar members ignored: {what} ({n:,})" for what, n in index.ignored.most_common()]
@@ -145,11 +148,15 @@ class _Sample:
     key: tuple[str, str]
     row: int = -1
     words: dict[str, tuple[int, str]] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
 
     def hear(self, kind: str, text: str | None) -> None:
         """Take what a member says, if none said it that is believed more."""
-        for what, found in () if text is None else _said(kind, text):
-            self.words[what] = min(self.words.get(what, (len(_NOTES), "")), (_NOTES.index(kind), found))
+        name, told = (None, Told()) if text is None else _said(kind, text)
+        for what, found in {"class": name, "caption": told.caption}.items():
+            if found is not None:
+                self.words[what] = min(self.words.get(what, (len(_NOTES), "")), (_NOTES.index(kind), found))
+        self.columns |= told.columns
 
     def tell(self, index: _Index) -> None:
         """Put down what is said, if the picture is seen."""
@@ -158,6 +165,8 @@ class _Sample:
             index.code[self.row] = index.classes.setdefault(name, len(index.classes))
         if self.row >= 0 and "caption" in self.words:
             index.captions[self.row] = self.words["caption"][1]
+        for key, entry in self.columns.items() if self.row >= 0 else ():
+            index.columns.put(printable(key), self.row, entry)
 
 
 def _members(path: Path, file: str, stream: BinaryIO, end: int, index: _Index) -> Iterator[tarfile.TarInfo]:
@@ -205,24 +214,21 @@ def _note(stream: BinaryIO, member: tarfile.TarInfo) -> str | None:
         return None
 
 
-def _said(kind: str, text: str) -> Iterator[tuple[str, str]]:
-    """Yield the class and the caption that a member names, each if it does."""
-    if kind == "cls" and text:
-        yield "class", text
-    if kind == "txt" and len(text.encode()) <= MOST_BYTES:
-        yield "caption", text
-    if kind == "json":
-        try:
-            record: Any = json.loads(text)
-        except (ValueError, RecursionError):
-            return
-        if not isinstance(record, dict):
-            return
-        label, caption = record.get("label"), said(record)
-        if label != "" and isinstance(label, (str, int)):
-            yield "class", str(label)
-        if caption is not None:
-            yield "caption", caption
+def _said(kind: str, text: str) -> tuple[str | None, Told]:
+    """The class that a member names, None if it does not, and what else it tells."""
+    if kind == "cls":
+        return text or None, Told()
+    if kind == "txt":
+        return None, Told(text if len(text.encode()) <= MOST_BYTES else None)
+    try:
+        record: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return None, Told()
+    if not isinstance(record, dict):
+        return None, Told()
+    label = record.get("label")
+    name = str(label) if label != "" and isinstance(label, (str, int)) else None
+    return name, Told(said(record), entries(record, ("label",)))
 
 
 class _Headers(io.FileIO):

@@ -27,6 +27,7 @@ class Asked:
     network: Literal["unet", "dit"] | None = None
     classes: bool = False
     text: bool = False
+    encoder: str | None = None
     facts: tuple[str, ...] = ()
     masks: bool = False
     latent: bool = False

@@ -72,6 +72,7 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
         lr=lr,
         optimizer=optimizer,
         facts=asked.facts,
+        encoder=asked.encoder or "",
         mirror=asked.mirror,
         steps=steps,
         seconds=seconds,

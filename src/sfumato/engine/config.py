@@ -63,6 +63,7 @@ class Config:
         steps: length of the run in steps; 0 if ``seconds`` decides.
         seconds: length of the run in seconds; 0 if ``steps`` decides.
         facts: names of the columns that are heard.
+        encoder: language model that reads sentences, by its name or folder; "" if words are learned along.
         mirror: show each picture mirrored, left for right, every other time.
         ema: horizon of the weights' average, as a share of the run so far.
         save_every: seconds between checkpoints.
@@ -88,6 +89,7 @@ class Config:
     steps: int = 0
     seconds: float = 0.0
     facts: tuple[str, ...] = ()
+    encoder: str = ""
     mirror: bool = False
     ema: float = 0.1
     save_every: float = 30.0

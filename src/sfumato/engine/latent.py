@@ -34,6 +34,7 @@ def autoencoder(asked: Asked, out: Path) -> Asked:
         resume=True,
         seed=asked.seed,
         size=asked.size,
+        precision=asked.precision,
         batch=asked.batch,
         resolution=asked.resolution,
         skip_bad=asked.skip_bad,

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from sfumato.condition import Vocabulary
 from sfumato.data import Dataset
 from sfumato.engine.asked import Asked, Choices
+from sfumato.engine.heard import hearing
 from sfumato.engine.machine import has_bf16
 from sfumato.engine.optimizer import Rule
 from sfumato.errors import UserError, choose
-from sfumato.facts import Facts
 from sfumato.models.base import Spec
 from sfumato.models.diffusion import DiffusionSpec
 from sfumato.models.gan import GANSpec
@@ -61,8 +60,6 @@ structure a thirtieth as wide as all of them, at levels that the law of pictures
 lies where, that is decided at noise ten times as large as the data: after 600 steps on shapes 91% of the places were
 right, by the law of pictures 12% after 1,290."""
 
-DROP = 0.1
-"""Share of the examples whose class a diffusion model does not hear (Ho and Salimans 2207.12598, section 4)."""
 
 FINENESS = 32
 """Steps in which the widths of a GAN or VAE are tried, as parts of those of a diffusion model."""
@@ -86,6 +83,7 @@ RUNGS = 3
 DIFFUSIONS = (
     "network",
     "text",
+    "encoder",
     "facts",
     "masks",
     "latent",
@@ -168,13 +166,7 @@ def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices
     model = DiffusionSpec(
         **network,
         dropout=dropout,
-        classes=len(dataset.classes) if asked.classes else 0,
-        drop=choices.take("drop", None, DROP, "of what is asked for, so that guidance can ask for more of it")
-        if asked.classes or asked.text or asked.facts
-        else 0.0,
-        facts=_facts(dataset, asked, choices),
-        masks=asked.masks,
-        **_text(dataset, choices) if asked.text else {},
+        **hearing(dataset, asked, choices),
         schedule=asked.schedule,
         parameterisation=asked.parameterisation,
         **aim,
@@ -266,13 +258,15 @@ def ladder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -
 
 def autoencoder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
     """Choose for a VAE with a grid of latents; arguments as for :func:`diffusion`."""
-    _refuse(asked, *DIFFUSIONS, "optimizer", "precision", "shard", model="autoencoder")
+    _refuse(asked, *DIFFUSIONS, "optimizer", "shard", model="autoencoder")
     lr = _of_autoencoders(asked, choices)
+    precision = choices.take("precision", asked.precision, *_precision(setting.device, False, False))
     latent = choices.take("latent", None, 4, "channels of the grid, one vector for each 4x4 pixels")
     levels = _levels(setting)
     levels["widths"] = (*levels["widths"], *GRID_LEVELS * levels["widths"][-1:])[:GRID_LEVELS]
     classes = len(dataset.classes) if asked.classes else 0
-    model = GridSpec(**levels, latent=latent, classes=classes, sigma_data=_spread(dataset, choices, False))
+    spread = _spread(dataset, choices, False)
+    model = GridSpec(**levels, latent=latent, classes=classes, sigma_data=spread, precision=precision)
     return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr)
 
 
@@ -358,24 +352,6 @@ def _network(size: str, points: bool, transformer: bool = False, side: int = 0) 
         return {"network": "dit", "widths": (width,), "blocks": depth, "patch": PATCHES[side >= LARGE]}
     unet = choose("size", size, UNETS)
     return {"network": "unet", "widths": unet.widths, "blocks": unet.blocks, "attention": unet.attention}
-
-
-def _text(dataset: Dataset, choices: Choices) -> dict[str, Any]:
-    """Return what a network is to hear of the captions."""
-    known = Vocabulary.of(dataset.captions, dataset.name)
-    choices.take("words", None, len(known.words), f"different ones in the captions, at most {known.length} in one")
-    return {"vocabulary": len(known.words), "tokens": known.length}
-
-
-def _facts(dataset: Dataset, asked: Asked, choices: Choices) -> tuple[int, ...]:
-    """Return what a network is to hear of columns."""
-    if not asked.facts:
-        return ()
-    found = Facts.of(dataset.columns, asked.facts, dataset.name)
-    for fact in found.columns:
-        what = f"one of {len(fact.values)} values" if fact.values else f"a number, {fact.mean:.4g} +- {fact.std:.4g}"
-        choices.take(fact.name, None, what, "by what its column holds")
-    return found.kinds
 
 
 def _samples(asked: Asked, kind: str, choices: Choices) -> dict[str, Any]:

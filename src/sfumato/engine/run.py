@@ -16,20 +16,19 @@ import torch
 from torch import nn
 
 from sfumato import __version__
-from sfumato.condition import Vocabulary
 from sfumato.data import NAMES, Codec, Dataset, codec_from
 from sfumato.data import load as load_data
 from sfumato.engine import checkpoint
 from sfumato.engine.average import early, put, reconstructed
 from sfumato.engine.config import Config, read_config, write_config
 from sfumato.engine.distributed import assign
+from sfumato.engine.heard import classes_of, facts_of, facts_record, vocabulary_of, vocabulary_record
 from sfumato.engine.machine import device_of, has_bf16
 from sfumato.engine.shipped import names, unpacked
 from sfumato.errors import UserError
-from sfumato.facts import Facts
 from sfumato.files import exists, write_atomic
 from sfumato.models.base import GenerativeModel
-from sfumato.models.diffusion import Diffusion, DiffusionSpec
+from sfumato.models.diffusion import Diffusion
 from sfumato.models.latent import LatentCodec
 from sfumato.models.vae import GridVAE
 from sfumato.nn.lora import adapt, merge
@@ -118,9 +117,9 @@ class Run:
             "name": dataset.name,
             "count": len(dataset.items),
             "fingerprint": dataset.fingerprint,
-            "classes": _classes(config, dataset, like),
-            "vocabulary": _vocabulary(config, dataset) if like is None else _record(like.vocabulary),
-            "facts": _facts(config, dataset) if like is None else _record(like.facts),
+            "classes": classes_of(config, dataset, like),
+            "vocabulary": vocabulary_record(config, dataset, like),
+            "facts": facts_record(config, dataset, like),
             "codec": (dataset if like is None else like).codec.to_dict(),
             "notes": list(dataset.notes),
         }
@@ -146,8 +145,8 @@ class Run:
         try:
             data = json.loads(path.read_text("utf-8"))
             codec_from(data["codec"])
-            _vocabulary_of(data)
-            _facts_of(data)
+            vocabulary_of(data)
+            facts_of(data)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}: missing or damaged ({error}); restore it, or train again") from error
         return Run(folder, config, data)
@@ -168,8 +167,8 @@ class Run:
             changes: of the config's model; its precision is by default what :meth:`precision` says.
         """
         spec = replace(self.config.model, **({"precision": self.precision(device)} | changes))
-        model = spec.build(self.codec(), self.data["classes"], _vocabulary_of(self.data))
-        model.facts = _facts_of(self.data)
+        model = spec.build(self.codec(), self.data["classes"], vocabulary_of(self.data))
+        model.facts = facts_of(self.data)
         return model
 
     def codec(self) -> Codec:
@@ -297,38 +296,6 @@ def restore(model: nn.Module, tensors: dict[str, Any], prefix: str, where: Path)
     if {name: t.shape for name, t in target.items()} != {name: t.shape for name, t in state.items()}:
         raise UserError(f"{where}: the weights do not fit config.toml; was it changed by hand?")
     assign(target, state)
-
-
-def _classes(config: Config, dataset: Dataset, like: GenerativeModel | None) -> list[str]:
-    """Return the names of the classes that a model hears, or reads in what it knows already."""
-    if isinstance(config.model, DiffusionSpec) and config.model.reads:
-        return list(dataset.classes)
-    return list((dataset if like is None else like).classes) if config.model.classes else []
-
-
-def _vocabulary(config: Config, dataset: Dataset) -> dict[str, Any] | None:
-    """Return the record of the words that a model hears, which are those of its data."""
-    hears = isinstance(config.model, DiffusionSpec) and config.model.vocabulary
-    return Vocabulary.of(dataset.captions, dataset.name).to_dict() if hears else None
-
-
-def _facts(config: Config, dataset: Dataset) -> dict[str, Any] | None:
-    """Return the record of the columns that a model hears, which are those of its data."""
-    return Facts.of(dataset.columns, config.facts, dataset.name).to_dict() if config.facts else None
-
-
-def _record(heard: Vocabulary | Facts | None) -> dict[str, Any] | None:
-    return None if heard is None else heard.to_dict()
-
-
-def _facts_of(data: Mapping[str, Any]) -> Facts | None:
-    record = data.get("facts")  # runs of before have none
-    return None if record is None else Facts.from_dict(record)
-
-
-def _vocabulary_of(data: Mapping[str, Any]) -> Vocabulary | None:
-    record = data.get("vocabulary")  # runs of before have none
-    return None if record is None else Vocabulary.from_dict(record)
 
 
 def _missing(folder: Path) -> NoReturn:

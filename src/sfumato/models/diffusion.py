@@ -21,8 +21,10 @@ from sfumato.errors import UserError, choose
 from sfumato.grid import times
 from sfumato.guide import Guidance, Guided
 from sfumato.guide.reader import Reading
+from sfumato.language import Pieces
 from sfumato.models.base import GenerativeModel, Spec, Way
 from sfumato.nn import MLP, DiT, UNet
+from sfumato.nn.pictures import PictureNetwork
 from sfumato.nn.reader import Reader
 from sfumato.process import Gaussian
 from sfumato.sampler import State, Tuned, sampler, trajectory
@@ -59,6 +61,7 @@ class DiffusionSpec(Spec):
         masks: whether a U-Net is shown parts of pictures in training, to complete them.
         hint: what a U-Net follows by a branch of its own, a key of ``sfumato.hint.HINTS``; "" for nothing.
         vocabulary: number of words that a U-Net hears, 0 for none.
+        meaning: width of what a language model says of a word; 0 if words are learned along.
         tokens: words of a sentence, at most.
         reads: classes that a reader of noisy states tells apart, of a network that hears none; 0 without a reader.
         facts: for each column that a network of pictures hears the number of its values, 0 for a number.
@@ -88,6 +91,7 @@ class DiffusionSpec(Spec):
     masks: bool = False
     hint: str = ""
     vocabulary: int = 0
+    meaning: int = 0
     tokens: int = 0
     reads: int = 0
     facts: tuple[int, ...] = ()
@@ -101,6 +105,8 @@ class DiffusionSpec(Spec):
 
     def build(self, codec: Codec, classes: Sequence[str] = (), vocabulary: Vocabulary | None = None) -> Diffusion:
         network = self._mlp(math.prod(codec.dims)) if self.network == "mlp" else self._of_pictures(codec.dims[0])
+        if isinstance(vocabulary, Pieces) and isinstance(network, PictureNetwork):
+            network.read_by(vocabulary.states)
         reader = {"reader": Reader([width for _, width in network.parts], self.reads)} if self.reads else {}
         denoiser = (Reading if self.reads else Denoiser)(
             network,
@@ -145,6 +151,7 @@ class DiffusionSpec(Spec):
             "classes": self.classes,
             "vocabulary": self.vocabulary,
             "tokens": self.tokens,
+            "meaning": self.meaning,
             "facts": self.facts,
             "known": self.masks,
             "dropout": self.dropout,

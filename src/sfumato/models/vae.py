@@ -138,8 +138,8 @@ class GridSpec(AutoencoderSpec):
             raise UserError("an autoencoder with a grid of latents takes no classes: leave --classes out")
         if self.adversary < 0:
             raise UserError(f"the adversary's weight must not be negative, got {self.adversary}")
-        encoder = GridEncoder(codec.dims, 2 * self.latent, self.widths, self.blocks)
-        decoder = GridDecoder(codec.dims, self.latent, self.widths, self.blocks)
+        encoder = GridEncoder(codec.dims, 2 * self.latent, self.widths, self.blocks, self.precision)
+        decoder = GridDecoder(codec.dims, self.latent, self.widths, self.blocks, self.precision)
         networks = Grid(encoder, decoder, (self.latent, *decoder.sides))
         critic = Encoder(codec.dims, 1, self.widths, self.blocks) if self.adversary else None
         return GridVAE(networks, codec, self.beta, self.sigma_data, critic, self.adversary)

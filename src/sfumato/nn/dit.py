@@ -38,6 +38,7 @@ class DiT(PictureNetwork):
         classes: as for ``PictureNetwork``.
         vocabulary: as for ``PictureNetwork``.
         tokens: as for ``PictureNetwork``.
+        meaning: as for ``PictureNetwork``.
         facts: as for ``PictureNetwork``.
         known: as for ``PictureNetwork``.
         dropout: probability of dropping a hidden activation in training.
@@ -59,6 +60,7 @@ class DiT(PictureNetwork):
         classes: int = 0,
         vocabulary: int = 0,
         tokens: int = 0,
+        meaning: int = 0,
         facts: Sequence[int] = (),
         known: bool = False,
         dropout: float = 0.0,
@@ -69,8 +71,8 @@ class DiT(PictureNetwork):
         if width % 4:
             raise ValueError(f"sines and cosines of two axes need a width that is a multiple of 4, got {width}")
         super().__init__(
-            channels, width, patch, classes=classes, vocabulary=vocabulary, tokens=tokens, facts=facts, known=known,
-            ends=ends, precision=precision,
+            channels, width, patch, classes=classes, vocabulary=vocabulary, tokens=tokens, meaning=meaning,
+            facts=facts, known=known, ends=ends, precision=precision,
         )  # fmt: skip
         self.width, self.patch = width, patch
         self.inlet = started(nn.Conv2d(self.inputs, width, patch, stride=patch))

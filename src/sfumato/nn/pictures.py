@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sfumato.condition import Condition
 from sfumato.nn.control import Control
 from sfumato.nn.layers import Conditioning
-from sfumato.nn.text import Heard, TextEncoder
+from sfumato.nn.text import Heard, Meanings, TextEncoder
 
 __all__ = ["PictureNetwork"]
 
@@ -33,6 +33,7 @@ class PictureNetwork(nn.Module, ABC):
         classes: number of class labels; 0 means there are none.
         vocabulary: number of words that it hears; 0 means none.
         tokens: words of a sentence, at most.
+        meaning: width of what a language model says of a word; 0 if words are learned along.
         facts: for each column that it hears the number of its values, 0 for a number.
         known: whether it is shown what is known of a picture.
         ends: whether the network hears the level at which a step ends.
@@ -48,6 +49,7 @@ class PictureNetwork(nn.Module, ABC):
         classes: int,
         vocabulary: int,
         tokens: int,
+        meaning: int,
         facts: Sequence[int],
         known: bool,
         ends: bool,
@@ -56,7 +58,7 @@ class PictureNetwork(nn.Module, ABC):
         super().__init__()
         self.channels, self.multiple, self.known, self.precision = channels, multiple, known, precision
         self.inputs = 2 * channels + 1 if known else channels
-        self.text = TextEncoder(vocabulary, tokens) if vocabulary else None
+        self.text = TextEncoder(vocabulary, tokens, meaning) if vocabulary else None
         self.told = self.text.width if self.text else 0
         self.conditioning = Conditioning(embedding, classes, ends, self.told, facts)
         self.control: Control | None = None
@@ -89,6 +91,12 @@ class PictureNetwork(nn.Module, ABC):
             conditioning = self.conditioning(level, said.label, to, sentence, said.facts)
             out = self._forward(padded, conditioning, heard, hint)
         return (out if fits else out[:, :, :height, :width]).to(x.dtype).contiguous()
+
+    def read_by(self, states: Callable[[Tensor], Tensor]) -> None:
+        """Let a language model read the words that this network hears; see ``sfumato.nn.text.Meanings``."""
+        if self.text is None or not isinstance(self.text.word, Meanings):
+            raise ValueError("this network was built to learn words along")
+        self.text.word.states = states
 
     @abstractmethod
     def _forward(self, x: Tensor, conditioning: Tensor, heard: Heard | None, hint: Tensor | None) -> Tensor:

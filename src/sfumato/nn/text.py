@@ -1,7 +1,11 @@
-"""What a sentence says to a picture: an encoder of its words, and the attention of every place to them."""
+"""What a sentence says to a picture: an encoder of its words, and the attention of every place to them.
+
+Words mean what training finds for each of them, or what a language model that stays as it is says of them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -10,7 +14,7 @@ from torch import Tensor, nn
 
 from sfumato.nn.layers import AFTER_SILU, attended, heads_of, started
 
-__all__ = ["Cross", "Heard", "TextEncoder"]
+__all__ = ["Cross", "Heard", "Meanings", "TextEncoder"]
 
 WIDTH, DEPTH = 128, 2
 
@@ -35,14 +39,15 @@ class TextEncoder(nn.Module):
     Args:
         vocabulary: number of words.
         length: words of a sentence, at most.
+        meaning: width of what a language model says of a word; 0 if words are learned along.
         width: of the vectors.
         depth: number of layers.
     """
 
-    def __init__(self, vocabulary: int, length: int, width: int = WIDTH, depth: int = DEPTH):
+    def __init__(self, vocabulary: int, length: int, meaning: int = 0, width: int = WIDTH, depth: int = DEPTH):
         super().__init__()
         self.width, self.length = width, length
-        self.word = nn.Embedding(vocabulary, width)
+        self.word = Meanings(meaning, width) if meaning else nn.Embedding(vocabulary, width)
         self.place = nn.Parameter(torch.randn(1 + length, width))
         self.layers = nn.ModuleList(Layer(width) for _ in range(depth))
 
@@ -55,10 +60,41 @@ class TextEncoder(nn.Module):
         if cond.ndim != 2 or cond.shape[1] != self.length:
             raise ValueError(f"this network hears sentences (B, {self.length}), got {tuple(cond.shape)}")
         silent = F.pad(cond < 0, (1, 0))
-        words = F.pad(self.word(cond.clamp(min=0)), (0, 0, 1, 0)) + self.place
+        words = F.pad(self.word(cond if isinstance(self.word, Meanings) else cond.clamp(min=0)), (0, 0, 1, 0))
+        words = words + self.place
         for layer in self.layers:
             words = layer(words, silent)
         return Heard(F.layer_norm(words, (self.width,)), silent)
+
+
+class Meanings(nn.Module):
+    """What a language model says of the words of a sentence, which is not trained, through a layer that is.
+
+    Args:
+        meaning: width of what it says.
+        width: of the vectors.
+
+    Attributes:
+        states: words (B, length), below 0 for none, to what it says of them (B, length, meaning); given later, so that
+            a network can be built, counted and saved without it.
+    """
+
+    def __init__(self, meaning: int, width: int):
+        super().__init__()
+        self.layer = started(nn.Linear(meaning, width))
+        self.states: Callable[[Tensor], Tensor] | None = None
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Words (B, length) to (B, length, width).
+
+        Raises:
+            ValueError: no language model was given.
+        """
+        if self.states is None:
+            raise ValueError("this network hears words by a language model, and was given none")
+        found = self.states(words)
+        out: Tensor = self.layer(F.layer_norm(found, found.shape[2:]))
+        return out
 
 
 class Layer(nn.Module):

@@ -34,6 +34,7 @@ class UNet(PictureNetwork):
         vocabulary: number of words that it hears; 0 means none. All levels but the finest attend to
             them, or the only one.
         tokens: words of a sentence, at most.
+        meaning: as for ``PictureNetwork``.
         facts: for each column that it hears the number of its values, 0 for a number.
         known: whether it is shown what is known of a picture; by default nothing is.
         hint: whether it has a branch that follows a hint; see control.py.
@@ -56,6 +57,7 @@ class UNet(PictureNetwork):
         classes: int = 0,
         vocabulary: int = 0,
         tokens: int = 0,
+        meaning: int = 0,
         facts: Sequence[int] = (),
         known: bool = False,
         hint: bool = False,
@@ -69,7 +71,7 @@ class UNet(PictureNetwork):
         embedding = 4 * widths[0]
         super().__init__(
             channels, embedding, 2 ** (len(widths) - 1), classes=classes, vocabulary=vocabulary, tokens=tokens,
-            facts=facts, known=known, ends=ends, precision=precision,
+            meaning=meaning, facts=facts, known=known, ends=ends, precision=precision,
         )  # fmt: skip
         told = self.told
         self.inlet = started(nn.Conv2d(self.inputs, widths[0], 3, padding=1))

@@ -26,6 +26,7 @@ def train(
     network: Literal["unet", "dit"] | None = None,
     classes: bool = False,
     text: bool = False,
+    encoder: str | None = None,
     facts: tuple[str, ...] = (),
     masks: bool = False,
     latent: bool = False,
@@ -73,6 +74,8 @@ def train(
         network: of pictures: unet (by default), or dit, a transformer over patches and words.
         classes: learn the classes of the data, to sample one of them.
         text: learn the captions of the data, to sample what a sentence says.
+        encoder: a language model that reads them, and stays as it is: minilm, or the folder of an encoder of BERT's
+            kind (config.json, tokenizer.json, model.safetensors); by default words are learned along.
         facts: columns of the data's metadata.csv or .jsonl to learn, attributes and numbers, such as colour price.
         masks: learn to complete pictures of which a part is known, for edit --mask.
         latent: learn the latents of an autoencoder instead of pixels: for larger pictures. It is trained before, in
@@ -139,6 +142,7 @@ def plan(
     network: Literal["unet", "dit"] | None = None,
     classes: bool = False,
     text: bool = False,
+    encoder: str | None = None,
     facts: tuple[str, ...] = (),
     masks: bool = False,
     batch: int | None = None,
@@ -167,6 +171,7 @@ def plan(
         network: as for train.
         classes: as for train.
         text: as for train.
+        encoder: as for train.
         facts: as for train.
         masks: as for train.
         batch: as for train.
