@@ -1,4 +1,4 @@
-"""Whether a picture of `sfumato train emoji --text` shows what its name says: retrieval, by a judge of real pictures.
+"""Whether a picture of `sfumato train emoji --text` (--latent) shows its name: retrieval, by a judge of real pictures.
 
     python bench/emoji_names.py RUN       writes results/emoji.json, draws emoji.png and emoji_nearest.png
 

@@ -159,7 +159,7 @@ def _prepare(data: str, run: Run, upon: Upon, adapted: Path, wanted: Sequel, sho
         show.say(line)
     words = [] if model.vocabulary is None else model.vocabulary.strange(" ".join(filter(None, dataset.captions)))
     if words:
-        show.say(f"  note       not in the captions of {run.folder.name}, and not heard: {', '.join(words)}")
+        show.say(f"  note       not known to {run.folder.name}, and not heard: {', '.join(words)}")
     create(adapted, config, dataset, model, Student(upon.method, 0, run.folder.name, rank=rank))
 
 

@@ -221,7 +221,7 @@ def drawing(folder: Path, wish: Wish, device: str, threads: int | None, exact: b
     way = wish.way(model)
     strange = [] if model.vocabulary is None else model.vocabulary.strange(wish.sentences)
     if strange:
-        watch("prompt").say(f"  not in the captions of {run.folder.name}, and not heard: {', '.join(strange)}")
+        watch("prompt").say(f"  not known to {run.folder.name}, and not heard: {', '.join(strange)}")
     only = "" if way.cond is None else f"-{short(way.cond)}"
     only += "" if wish.ema is None else f"-ema{wish.ema:g}"
     only += "" if wish.lora == 1 else f"-lora{wish.lora:g}"
