@@ -13,8 +13,6 @@ import sfumato
 from commands import fails
 from sfumato.condition import MOST_TOKENS, NULL, Condition, Vocabulary, words_of
 from sfumato.dist import stream
-from sfumato.engine.asked import Choices
-from sfumato.engine.recipes import _of_sentences
 from sfumato.errors import UserError
 from sfumato.guide import Guidance
 from sfumato.nn import DiT, UNet
@@ -104,14 +102,6 @@ def test_attention_is_that_of_torch():
     for mask, ours in ((None, attended(q, k, v, 4)), (~silent[:, None, None], attended(q, k, v, 4, silent))):
         theirs = F.scaled_dot_product_attention(*parted, attn_mask=mask).transpose(1, 2).reshape(3, 7, 16)
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-
-
-def test_places_attend_to_each_other_where_there_are_few():
-    few = {64: (False, False, True), 32: (False, False, True), 16: (False, True, True), 8: (True, True, True)}
-    for (side, wanted), told in zip(few.items(), ("coarsest", "coarsest", "2 levels", "everywhere"), strict=True):
-        choices = Choices()
-        assert _of_sentences((False, False, False), side, choices) == wanted
-        assert told in choices.lines[0]
 
 
 def test_a_sentence_is_heard_in_its_order_and_nothing_after_it(network):

@@ -60,11 +60,6 @@ structure a thirtieth as wide as all of them, at levels that the law of pictures
 lies where, that is decided at noise ten times as large as the data: after 600 steps on shapes 91% of the places were
 right, by the law of pictures 12% after 1,290."""
 
-
-ATTENDED = 8
-"""Side up to which places attend to each other where a network hears sentences, beside the coarsest level: there it
-costs nothing, and of 600 sentences of shapes by latents 88.5% got the right number after 4 minutes, without it 86.7%.
-"""
 FINENESS = 32
 """Steps in which the widths of a GAN or VAE are tried, as parts of those of a diffusion model."""
 EVEN, MORE = 8, range(-16, 17, 8)
@@ -165,7 +160,8 @@ def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices
     )
     network = _network(size, points, asked.network == "dit", max(dataset.codec.dims[1:], default=0))
     if asked.text and network["network"] == "unet":
-        network["attention"] = _of_sentences(network["attention"], max(dataset.codec.dims[1:]), choices)
+        choices.take("attention", None, "coarsest", "a sentence tells of the whole picture")
+        network["attention"] = (*network["attention"][:-1], True)
     model = DiffusionSpec(
         **network,
         dropout=dropout,
@@ -355,15 +351,6 @@ def _network(size: str, points: bool, transformer: bool = False, side: int = 0) 
         return {"network": "dit", "widths": (width,), "blocks": depth, "patch": PATCHES[side >= LARGE]}
     unet = choose("size", size, UNETS)
     return {"network": "unet", "widths": unet.widths, "blocks": unet.blocks, "attention": unet.attention}
-
-
-def _of_sentences(usual: tuple[bool, ...], side: int, choices: Choices) -> tuple[bool, ...]:
-    """Return which levels attend to themselves where sentences are heard, for pictures of a side."""
-    few = [side >> level <= ATTENDED for level in range(len(usual) - 1)]
-    found = (*(own or small for own, small in zip(usual, few, strict=False)), True)
-    where = "everywhere" if all(found) else "coarsest" if sum(found) == 1 else f"{sum(found)} levels"
-    choices.take("attention", None, where, "a sentence tells of the whole picture")
-    return found
 
 
 def _samples(asked: Asked, kind: str, choices: Choices) -> dict[str, Any]:
