@@ -176,6 +176,7 @@ def test_a_run_hears_by_it(run, tmp_path, capsys):
     assert not torch.equal(red, model.sample(4, steps=2, cond=model.prompt("a blue square")))
     sfumato.sample(str(run.folder), n=2, prompt="red zebras", steps=2, out=str(tmp_path / "out"))
     assert "not heard: zebras" in capsys.readouterr().out
+    fails(capsys, ["sample", run.folder, "--prompt", "zebras"], "no word of 'zebras' is known to its language model")
 
 
 def test_what_follows_a_run_hears_by_it_too(run, tmp_path):

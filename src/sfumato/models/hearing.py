@@ -66,8 +66,9 @@ class Hearing:
             raise UserError(f"this run was trained without captions: {other}")
         row = self.vocabulary.row(text)
         if text.strip() and set(row) == {NULL}:
-            word = self.vocabulary.strange(text)[0]
-            raise UserError(f"no word of '{text}' was in the captions{nearest(word, self.vocabulary.words)}")
+            words, word = self.vocabulary.words, self.vocabulary.strange(text)[0]
+            meant = f" was in the captions{nearest(word, words)}" if words else " is known to its language model"
+            raise UserError(f"no word of '{text}'{meant}")
         return row
 
     def request(self, text: str) -> Row:
