@@ -15,7 +15,7 @@ from sfumato.language import Pieces
 from sfumato.models.base import GenerativeModel
 from sfumato.models.diffusion import DiffusionSpec
 
-__all__ = ["classes_of", "facts_of", "facts_record", "hearing", "vocabulary_of", "vocabulary_record"]
+__all__ = ["facts_of", "hearing", "records", "vocabulary_of"]
 
 DROP = 0.1
 """Share of the examples whose condition is dropped, if a network hears one (Ho and Salimans 2207.12598)."""
@@ -71,32 +71,32 @@ def _facts(dataset: Dataset, asked: Asked, choices: Choices) -> tuple[int, ...]:
     return found.kinds
 
 
-def classes_of(config: Config, dataset: Dataset, like: GenerativeModel | None) -> list[str]:
-    """Return the names of the classes that a model hears, or reads in what it knows already.
+def records(config: Config, dataset: Dataset, like: GenerativeModel | None) -> dict[str, Any]:
+    """Return what data.json says of what a model hears: "classes", "vocabulary" and "facts".
 
     Args:
         config: of its run.
-        dataset: that it learns.
+        dataset: that it learns, and of which it hears what is told of its items.
         like: a model that hears the same; None if it is a new one.
     """
+    if like is None:
+        hears = isinstance(config.model, DiffusionSpec) and config.model.vocabulary
+        vocabulary = _vocabulary(dataset, config.encoder) if hears else None
+        facts = Facts.of(dataset.columns, config.facts, dataset.name) if config.facts else None
+    else:
+        vocabulary, facts = like.vocabulary, like.facts
+    return {
+        "classes": _classes(config, dataset, like),
+        "vocabulary": None if vocabulary is None else vocabulary.to_dict(),
+        "facts": None if facts is None else facts.to_dict(),
+    }
+
+
+def _classes(config: Config, dataset: Dataset, like: GenerativeModel | None) -> list[str]:
+    """Return the names of the classes that a model hears, or reads in what it knows already."""
     if isinstance(config.model, DiffusionSpec) and config.model.reads:
         return list(dataset.classes)
     return list((dataset if like is None else like).classes) if config.model.classes else []
-
-
-def vocabulary_record(config: Config, dataset: Dataset, like: GenerativeModel | None) -> dict[str, Any] | None:
-    """Return the record of the words that a model hears, those of its data; None for none. Arguments as above."""
-    if like is not None:
-        return None if like.vocabulary is None else like.vocabulary.to_dict()
-    hears = isinstance(config.model, DiffusionSpec) and config.model.vocabulary
-    return _vocabulary(dataset, config.encoder).to_dict() if hears else None
-
-
-def facts_record(config: Config, dataset: Dataset, like: GenerativeModel | None) -> dict[str, Any] | None:
-    """Return the record of the columns that a model hears, those of its data; None for none. Arguments as above."""
-    if like is not None:
-        return None if like.facts is None else like.facts.to_dict()
-    return Facts.of(dataset.columns, config.facts, dataset.name).to_dict() if config.facts else None
 
 
 def facts_of(data: Mapping[str, Any]) -> Facts | None:

@@ -22,7 +22,7 @@ from sfumato.engine import checkpoint
 from sfumato.engine.average import early, put, reconstructed
 from sfumato.engine.config import Config, read_config, write_config
 from sfumato.engine.distributed import assign
-from sfumato.engine.heard import classes_of, facts_of, facts_record, vocabulary_of, vocabulary_record
+from sfumato.engine.heard import facts_of, records, vocabulary_of
 from sfumato.engine.machine import device_of, has_bf16
 from sfumato.engine.shipped import names, unpacked
 from sfumato.errors import UserError
@@ -117,9 +117,7 @@ class Run:
             "name": dataset.name,
             "count": len(dataset.items),
             "fingerprint": dataset.fingerprint,
-            "classes": classes_of(config, dataset, like),
-            "vocabulary": vocabulary_record(config, dataset, like),
-            "facts": facts_record(config, dataset, like),
+            **records(config, dataset, like),
             "codec": (dataset if like is None else like).codec.to_dict(),
             "notes": list(dataset.notes),
         }

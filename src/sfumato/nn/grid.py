@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
+from sfumato.nn.layers import computed
 from sfumato.nn.vectors import GAIN, Paint, Up, active, coarsest, layer
 
 __all__ = ["GridDecoder", "GridEncoder"]
@@ -39,7 +39,7 @@ class GridEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pictures (B, *dims) of unit variance to (B, out, height, width)."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with computed(x, self.precision):
             found: Tensor = self.outlet(active(self.up(x)[-1]))
         return found.to(x.dtype)
 
@@ -74,6 +74,6 @@ class GridDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, latent, height, width) to pictures (B, *dims) of unit variance."""
-        with torch.autocast(z.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with computed(z, self.precision):
             out: Tensor = self.paint(self.inlet(z))
         return out.to(z.dtype)

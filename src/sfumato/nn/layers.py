@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
-    "AFTER_SILU", "Attention", "Conditioning", "Told", "Waves", "attended", "channel_norm", "heads_of", "started",
+    "AFTER_SILU", "Attention", "Conditioning", "Told", "Waves", "attended", "channel_norm", "computed", "heads_of",
+    "started",
 ]  # fmt: skip
 
 AFTER_SILU = 1.6765
@@ -44,6 +45,16 @@ def started(layer: Layer, gain: float = 1.0) -> Layer:
         layer.weight.normal_(std=gain / math.sqrt(fan_in))
         layer.bias.zero_()
     return layer
+
+
+def computed(like: Tensor, precision: Literal["fp32", "bf16"]) -> torch.autocast:
+    """Return a context in which networks compute in a precision; weights keep their type.
+
+    Args:
+        like: a tensor on the device where they do.
+        precision: "bf16" for bfloat16 (autocast).
+    """
+    return torch.autocast(like.device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 class Conditioning(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sfumato.condition import Condition
 from sfumato.nn.control import Control
-from sfumato.nn.layers import Conditioning
+from sfumato.nn.layers import Conditioning, computed
 from sfumato.nn.text import Heard, Meanings, TextEncoder
 
 __all__ = ["PictureNetwork"]
@@ -85,7 +85,7 @@ class PictureNetwork(nn.Module, ABC):
         seen = self._with_known(x, said.known)
         padded = seen if fits else F.pad(seen, margin)
         hint = said.hint if fits or said.hint is None else F.pad(said.hint, margin)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+        with computed(x, self.precision):
             heard = self._heard(said.words)
             sentence = None if heard is None else heard.words[:, 0]
             conditioning = self.conditioning(level, said.label, to, sentence, said.facts)

@@ -47,7 +47,7 @@ class TextEncoder(nn.Module):
     def __init__(self, vocabulary: int, length: int, meaning: int = 0, width: int = WIDTH, depth: int = DEPTH):
         super().__init__()
         self.width, self.length = width, length
-        self.word = Meanings(meaning, width) if meaning else nn.Embedding(vocabulary, width)
+        self.word = Meanings(meaning, width) if meaning else Words(vocabulary, width)
         self.place = nn.Parameter(torch.randn(1 + length, width))
         self.layers = nn.ModuleList(Layer(width) for _ in range(depth))
 
@@ -60,11 +60,18 @@ class TextEncoder(nn.Module):
         if cond.ndim != 2 or cond.shape[1] != self.length:
             raise ValueError(f"this network hears sentences (B, {self.length}), got {tuple(cond.shape)}")
         silent = F.pad(cond < 0, (1, 0))
-        words = F.pad(self.word(cond if isinstance(self.word, Meanings) else cond.clamp(min=0)), (0, 0, 1, 0))
-        words = words + self.place
+        words = F.pad(self.word(cond), (0, 0, 1, 0)) + self.place
         for layer in self.layers:
             words = layer(words, silent)
         return Heard(F.layer_norm(words, (self.width,)), silent)
+
+
+class Words(nn.Embedding):
+    """A vector for each word, learned along; where there is none, below 0, that of the first, which nobody hears."""
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Words (B, length) to (B, length, width)."""
+        return super().forward(words.clamp(min=0))
 
 
 class Meanings(nn.Module):

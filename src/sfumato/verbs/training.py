@@ -76,7 +76,8 @@ def train(
         text: learn the captions of the data, to sample what a sentence says.
         encoder: a language model that reads them, and stays as it is: minilm, or the folder of an encoder of BERT's
             kind (config.json, tokenizer.json, model.safetensors); by default words are learned along.
-        facts: columns of the data's metadata.csv or .jsonl to learn, attributes and numbers, such as colour price.
+        facts: columns of the data to learn, attributes and numbers, such as colour price: of metadata.csv or .jsonl, of
+            .json in tar shards, of parquet.
         masks: learn to complete pictures of which a part is known, for edit --mask.
         latent: learn the latents of an autoencoder instead of pixels: for larger pictures. It is trained before, in
             half as much time as is asked for, in a folder of its own beside the run (-codec).
