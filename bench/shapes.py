@@ -4,9 +4,10 @@
 
 Sentences are drawn by another seed than the set; those of unseen pairs of colour and shape are met nowhere in it. Every
 aspect is the share of the sentences that tell it, read back by `sfumato.data.scenes`, which reads all of 2,000 real
-pictures rightly ("reader"). Weights other than the usual one are asked a third of the sentences. "away": sentences that
-leave the colour open, half as many, with and without that a colour is to be avoided (a negative prompt): how often it
-comes. Rows are kept by the fingerprint of the weights.
+pictures rightly ("reader"). Weights other than the usual one are asked a third of the sentences. "early": guided away
+from what the run was early on (autoguidance) instead of from no sentence. "away": sentences that leave the colour open,
+half as many, with and without that a colour is to be avoided (a negative prompt): how often it comes. Rows are kept by
+the fingerprint of the weights.
 """
 
 import sys
@@ -33,10 +34,16 @@ FILE = "shapes.json"
 SEED, UNSEEN_SEED = 2, 3  # the set is drawn by 0 and 1
 WEIGHTS = (1.0, 1.5, 2.0, 3.0, 4.0)
 USUAL = 2.0
+EARLY = 0.13
+WAYS = (
+    (Guidance(3.0, worse=EARLY), SAMPLER, STEPS),
+    (Guidance(2.0, worse=EARLY), "ancestral", 100),
+)
+"""Of autoguidance; chosen by sentences of another seed."""
 BATCH = 50
 
 
-def drawn(model, prompts, guidance):
+def drawn(model, prompts, guidance, name=SAMPLER, steps=STEPS):
     """Pictures of sentences, (n, 3, 32, 32); the noise of each depends on its place alone."""
     made = []
     for start in range(0, len(prompts), BATCH):
@@ -45,7 +52,7 @@ def drawn(model, prompts, guidance):
         rng = [stream(0, k) for k in range(start, start + len(some))]
         asked = model.asked(cond, guidance)
         noise = asked.process.prior(torch.zeros(len(some), *model.codec.dims)).sample(rng)
-        made.append(model.codec.decode(generate(asked, sampler(SAMPLER), noise, GRID, STEPS, rng)))
+        made.append(model.codec.decode(generate(asked, sampler(name), noise, GRID, steps, rng)))
     return torch.cat(made)
 
 
@@ -93,10 +100,13 @@ def curve(told):
 
 
 def main(folder, count):
-    model, notes = Run.open(Path(folder)).load()
+    run = Run.open(Path(folder))
+    model, notes = run.load()
+    model.worse[EARLY] = run.worse(model, EARLY)
     known = read(FILE)
     told = known if known.get("weights") == model.fingerprint() and known.get("n") == count else {}
-    told = {"weights": model.fingerprint(), "step": int(notes["step"]), "n": count, "seen": {}, "unseen": {}} | told
+    empty = {"seen": {}, "unseen": {}, "early": {}}
+    told = {"weights": model.fingerprint(), "step": int(notes["step"]), "n": count} | empty | told
     kinds = {"seen": scenes(count, SEED), "unseen": scenes(count, UNSEEN_SEED, unseen=True)}
     with tuned(torch.get_num_threads(), "cpu"):
         if "reader" not in told:
@@ -114,6 +124,13 @@ def main(folder, count):
                 if kind == "seen" and weight == USUAL:
                     captions = [scene.caption for scene in some[:24]]
                     write_png(RESULTS / "prompts.png", model.codec.picture(items[:24], 8), {"prompts": captions})
+            for guidance, name, steps in WAYS:
+                rows = told["early"].setdefault(f"{guidance.words()}, {name}, {steps} steps", {})
+                if kind not in rows:
+                    items = drawn(model, [scene.caption for scene in some], guidance, name, steps)
+                    rows[kind] = answered(some, pixels(items))
+                    print(f"{kind}, {guidance.words()}, {name}, {steps} steps: {rows[kind]}", flush=True)
+                    write(FILE, told)
         if "away" not in told:
             told["away"] = {"n": count // 2} | avoided(model, count // 2)
             print(f"away: {told['away']}", flush=True)
