@@ -113,23 +113,23 @@ def main(folder, count):
             real = scenes(2_000, SEED)
             told["reader"] = answered(real, draw(real))
         for kind, some in kinds.items():
+            captions = [scene.caption for scene in some]
             for weight in WEIGHTS:
                 if str(weight) in told[kind]:
                     continue
                 mine = some if weight == USUAL else some[: count // 3]
-                items = drawn(model, [scene.caption for scene in mine], Guidance(weight))
+                items = drawn(model, captions[: len(mine)], Guidance(weight))
                 told[kind][str(weight)] = answered(mine, pixels(items))
                 print(f"{kind}, weight {weight:g}: {told[kind][str(weight)]}", flush=True)
                 write(FILE, told)
                 if kind == "seen" and weight == USUAL:
-                    captions = [scene.caption for scene in some[:24]]
-                    write_png(RESULTS / "prompts.png", model.codec.picture(items[:24], 8), {"prompts": captions})
+                    write_png(RESULTS / "prompts.png", model.codec.picture(items[:24], 8), {"prompts": captions[:24]})
             for guidance, name, steps in WAYS:
-                rows = told["early"].setdefault(f"{guidance.words()}, {name}, {steps} steps", {})
+                way = f"{guidance.words()}, {name}, {steps} steps"
+                rows = told["early"].setdefault(way, {})
                 if kind not in rows:
-                    items = drawn(model, [scene.caption for scene in some], guidance, name, steps)
-                    rows[kind] = answered(some, pixels(items))
-                    print(f"{kind}, {guidance.words()}, {name}, {steps} steps: {rows[kind]}", flush=True)
+                    rows[kind] = answered(some, pixels(drawn(model, captions, guidance, name, steps)))
+                    print(f"{kind}, {way}: {rows[kind]}", flush=True)
                     write(FILE, told)
         if "away" not in told:
             told["away"] = {"n": count // 2} | avoided(model, count // 2)

@@ -18,7 +18,7 @@ __all__ = ["best_batch", "pace"]
 BATCHES = (32, 64, 128)  # those with which the defaults were judged; bench/ablation.py
 LATENTS = (*BATCHES, 256)  # on latents of shapes, after 4 minutes, 90.7% were counted rightly, with at most 128 88.0%
 GAIN = 1.25  # a batch twice as large means half the steps: it must show this many times the images
-SECONDS = 0.5  # that each is timed; by two steps alone a noisy machine chose one that was too small
+SECONDS = 0.2  # that each is timed at least: by two quick steps alone a noisy machine chose one that was too small
 
 
 def pace(trainer: Trainer, seconds: float, least: int = 2) -> float:

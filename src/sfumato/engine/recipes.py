@@ -67,6 +67,8 @@ EVEN, MORE = 8, range(-16, 17, 8)
 took three quarters of the time that it did with 37 and 74."""
 CHEAP = (256, "points are cheap")
 """Batch of points, and why."""
+ADAM: tuple[Rule, str, float] = ("adamw", "the usual one", 1e-3)
+"""Optimiser of autoencoders with one layer or a ladder of latents, why, and its learning rate."""
 EVERY = 4
 """Of how many examples of a GAN one has penalties."""
 GAN_OCTAVES = 3
@@ -225,7 +227,7 @@ def dcgan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) ->
 def vae(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
     """Choose for a VAE; arguments as for :func:`diffusion`."""
     _refuse(asked, *DIFFUSIONS, "optimizer", "precision", "shard", model="vae")
-    optimizer, lr = _of_autoencoders(asked, choices)
+    lr = _of_autoencoders(asked, choices, *ADAM)
     latent = choices.take("latent", None, min(32, 2 * math.prod(dataset.codec.dims)), "numbers behind an example")
     choices.take("prior", None, "flow", "of the latent numbers, as a second stage that learns beside the first")
     model = VAESpec(
@@ -235,13 +237,13 @@ def vae(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> R
         classes=len(dataset.classes) if asked.classes else 0,
         sigma_data=_spread(dataset, choices, False),
     )
-    return Recipe(_as_large(model, dataset, setting, choices), optimizer, lr, CHEAP if setting.points else None)
+    return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr, CHEAP if setting.points else None)
 
 
 def ladder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
     """Choose for a VAE with latents at every level; arguments as for :func:`diffusion`."""
     _refuse(asked, *DIFFUSIONS, "optimizer", "precision", "shard", model="ladder")
-    optimizer, lr = _of_autoencoders(asked, choices)
+    lr = _of_autoencoders(asked, choices, *ADAM)
     levels = _levels(setting)
     if setting.points:
         levels = {"widths": RUNGS * levels["widths"], "blocks": -(-levels["blocks"] // RUNGS)}
@@ -252,13 +254,14 @@ def ladder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -
         classes=len(dataset.classes) if asked.classes else 0,
         sigma_data=_spread(dataset, choices, False),
     )
-    return Recipe(_as_large(model, dataset, setting, choices), optimizer, lr, CHEAP if setting.points else None)
+    return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr, CHEAP if setting.points else None)
 
 
 def autoencoder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
     """Choose for a VAE with a grid of latents; arguments as for :func:`diffusion`."""
     _refuse(asked, *DIFFUSIONS, "optimizer", "shard", model="autoencoder")
-    optimizer, lr = _of_autoencoders(asked, choices, "muon", LEARNING_RATES["muon"][setting.size])
+    why = "pictures come back nearer after equal time"
+    lr = _of_autoencoders(asked, choices, "muon", why, LEARNING_RATES["muon"][setting.size])
     precision = choices.take("precision", asked.precision, *_precision(setting.device, False, False))
     latent = choices.take("latent", None, 4, "channels of the grid, one vector for each 4x4 pixels")
     levels = _levels(setting)
@@ -266,15 +269,15 @@ def autoencoder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choic
     classes = len(dataset.classes) if asked.classes else 0
     spread = _spread(dataset, choices, False)
     model = GridSpec(**levels, latent=latent, classes=classes, sigma_data=spread, precision=precision)
-    return Recipe(_as_large(model, dataset, setting, choices), optimizer, lr)
+    return Recipe(_as_large(model, dataset, setting, choices), "muon", lr)
 
 
-def _of_autoencoders(asked: Asked, choices: Choices, rule: Rule = "adamw", usual: float = 1e-3) -> tuple[Rule, float]:
-    """Choose what all kinds share, and return the optimiser and the learning rate."""
-    gain = "pictures come back nearer after equal time"
-    choices.take("optimizer", None, rule, "the usual one" if rule == "adamw" else gain)
+def _of_autoencoders(asked: Asked, choices: Choices, rule: Rule, why: str, usual: float) -> float:
+    """Tell what all kinds choose, and return the learning rate: by default the usual one of the optimiser."""
+    choices.take("optimizer", None, rule, why)
     choices.take("sigma", None, "learned", "the noise under which the data are most likely")
-    return rule, choices.take("lr", asked.lr, usual, f"the usual one of {rule}")
+    lr: float = choices.take("lr", asked.lr, usual, f"the usual one of {rule}")
+    return lr
 
 
 RECIPES: dict[str, Callable[[Dataset, Asked, Setting, Choices], Recipe]] = {
