@@ -16,8 +16,9 @@ from sfumato.engine.trainer import Trainer
 __all__ = ["best_batch", "pace"]
 
 BATCHES = (32, 64, 128)  # those with which the defaults were judged; bench/ablation.py
-LATENTS = (*BATCHES, 256)  # on latents of shapes, after 4 minutes, 90.7% were counted rightly, with at most 128 88.0%
 GAIN = 1.25  # a batch twice as large means half the steps: it must show this many times the images
+LATENTS = (*BATCHES, 256)  # on latents of shapes, after 4 minutes, 90.7% were counted rightly, with at most 128 88.0%
+GAIN_OF_LATENTS = 1.1  # their steps are short, so that this much is lost to noise
 SECONDS = 0.2  # that each is timed at least: by two quick steps alone a noisy machine chose one that was too small
 
 
@@ -46,11 +47,13 @@ def best_batch(config: Config, dataset: Dataset) -> tuple[int, str]:
         dataset: of the run.
     """
     best, speed = 0, 0.0
+    latents = isinstance(dataset.codec, LatentsCodec)
+    batches, gain = (LATENTS, GAIN_OF_LATENTS) if latents else (BATCHES, GAIN)
     with tuned(config.threads, config.device):
-        for batch in LATENTS if isinstance(dataset.codec, LatentsCodec) else BATCHES:
+        for batch in batches:
             run = Run.of(Path("nowhere"), replace(config, batch=batch, parts=1, compile=False), dataset)
             there = batch / pace(Trainer(run, dataset), SECONDS)
-            if there < GAIN * speed:
+            if there < gain * speed:
                 return best, f"{speed:,.0f} images/s, {batch} would give {there:,.0f}"
             best, speed = batch, there
     return best, f"{speed:,.0f} images/s"
