@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from interleave import median, race, read, timers, write
+from interleave import read, step_seconds, write
 
 from sfumato.condition import Condition
 from sfumato.data import load
@@ -34,7 +34,6 @@ from sfumato.metrics.kernel import kernel_distance
 from sfumato.weighting import LogNormal
 
 N = 2_000
-ROUNDS, STEPS = 9, 4
 
 
 def network(**changes):
@@ -87,17 +86,9 @@ class Bench:
         config = replace(self.config, **changes)
         return config if isinstance(change, dict) else change(config)
 
-    def step_times(self, names):
-        """Seconds a step of each change, in turns in one process."""
-
-        def advancing(trainer):
-            return lambda: [trainer.advance() for _ in range(STEPS)]
-
-        trainers = {name: self.trainer(self.config_of(CHANGES[name], steps=10**6)) for name in names}
-        rounds = race(
-            timers({name: advancing(each) for name, each in trainers.items()}), dict.fromkeys(names, 1), ROUNDS
-        )
-        return {name: median(rounds, name) / STEPS for name in names}
+    def forever(self, name):
+        """One that is only to be timed."""
+        return self.trainer(self.config_of(CHANGES[name], steps=10**6))
 
     def trainer(self, config):
         return Trainer(Run.of(Path("nowhere"), config, self.data), self.data)
@@ -143,11 +134,7 @@ def main(name, seconds, seeds, names):
     with ExitStack() as stack:
         stack.enter_context(tuned(bench.config.threads, "cpu"))
         told = read("ablation.json").get("cases", {}).get(case, {"step seconds": {}, "rows": {}})
-        missing = [each for each in names if each not in told["step seconds"]]
-        if missing:  # with the default among them, to which the others are set in proportion
-            took = bench.step_times(list(dict.fromkeys(["default", *missing])))
-            scale = told["step seconds"].get("default", took["default"]) / took["default"]
-            told["step seconds"] |= {each: round(took[each] * scale, 5) for each in took if each in missing}
+        told["step seconds"] = step_seconds(bench.forever, names, told["step seconds"], steps=4)
         floor = bench.distance(bench.known.train[:N])
         told |= {"measure": bench.kind, "n": N, "floor": round(floor, 4), "torch": torch.__version__}
         write("ablation.json", {"cases": {case: told}})

@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
@@ -151,6 +151,29 @@ def median(rounds: list[Round], name: str) -> float:
 def ratio(rounds: list[Round], a: str, b: str) -> float:
     """Median over rounds of how many times as long ``a`` took as ``b``."""
     return statistics.median(r[a][0] / r[b][0] for r in quiet(rounds, a, b))
+
+
+def step_seconds(
+    trainer: Callable[..., Any], names: Iterable[str], known: Mapping[str, float] | None = None, steps: int = 8
+) -> dict[str, float]:
+    """Seconds a training step of each name, some steps of each a round; what is known already is not measured again.
+
+    Args:
+        trainer: makes that of a name.
+        names: whose step times are wanted.
+        known: those of before; the first of them is measured again, and the others set in proportion to it.
+        steps: of each a round.
+    """
+    told = dict(known or {})
+    missing = [name for name in names if name not in told]
+    if not missing:
+        return told
+    trainers = {name: trainer(name) for name in [*list(told)[:1], *missing]}
+    works = {name: lambda each=each: [each.advance() for _ in range(steps)] for name, each in trainers.items()}
+    rounds = race(timers(works), dict.fromkeys(works, 1), 9)
+    took = {name: median(rounds, name) / steps for name in works}
+    scale = next((told[name] / took[name] for name in took if name in told), 1.0)
+    return told | {name: round(took[name] * scale, 5) for name in missing}
 
 
 def gflop(call: Callable[[], Tensor], images: int) -> float:

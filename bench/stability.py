@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from interleave import keep, median, race, read, timers
+from interleave import keep, read, step_seconds
 
 from sfumato.data import load
 from sfumato.data.toys import CENTRES, SPREAD
@@ -31,7 +31,6 @@ from sfumato.metrics.recognise import recogniser
 FILE = "stability.json"
 SAMPLES = {"ring8": 2_500, "grid25": 2_500, "stacked-digits": 26_000}
 BATCH = {"ring8": 256, "grid25": 256, "stacked-digits": 64}
-ROUNDS, STEPS = 9, 8
 
 
 POINTS = ("diffusion", "gan", "vae", "ladder", "plain-gan")
@@ -53,13 +52,6 @@ class Bench:
     def trainer(self, model, seed=0, steps=10**6):
         asked = Asked(self.name, model=model, steps=steps, seed=seed, batch=BATCH[self.name])
         return Trainer(Run.of(Path("nowhere"), configure(self.data, asked, Choices()), self.data), self.data)
-
-    def step_times(self):
-        """Seconds a step of each model, in turns in one process."""
-        trainers = {model: self.trainer(model) for model in self.models}
-        works = {f: lambda each=each: [each.advance() for _ in range(STEPS)] for f, each in trainers.items()}
-        rounds = race(timers(works), dict.fromkeys(works, 1), ROUNDS)
-        return {model: round(median(rounds, model) / STEPS, 5) for model in works}
 
     def classes(self, items):
         """Which mode each stacked picture is of, by its digits."""
@@ -98,8 +90,9 @@ def told(found):
 def main(name, seconds, seeds, models):
     bench, case = Bench(name), f"{name}, {seconds:g} s"
     with tuned(1 if bench.points else torch.get_num_threads(), "cpu"):
-        if "step seconds" not in read(FILE).get("cases", {}).get(case, {}):
-            keep(FILE, bench.step_times(), "cases", case, "step seconds")
+        known = read(FILE).get("cases", {}).get(case, {})
+        keep(FILE, step_seconds(bench.trainer, bench.models, known.get("step seconds")), "cases", case, "step seconds")
+        if "real" not in known:
             keep(FILE, bench.real() | {"n": SAMPLES[name]}, "cases", case, "real")
         known = read(FILE)["cases"][case]
         for seed in range(seeds):

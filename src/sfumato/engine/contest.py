@@ -136,8 +136,9 @@ class Contest:
         return [
             f"{terms.data}: {', '.join(terms.models)}; {terms.time} of training each, {seeds}, in {self.folder}.",
             "Contract: the same data and split, time of training, samples, features and recipe of the average; no "
-            f"trial on these data before; parameters within {TOLERANCE:.0%}, unless a note says otherwise.",
-            "Recipes are the usual ones of sfumato, whose makers gave that of diffusion more trials than the others.",
+            f"trial by this command; parameters within {TOLERANCE:.0%}, unless a note says otherwise.",
+            "Recipes are the usual ones of sfumato: learning rates had as many trials for each (bench/rates.py), other "
+            "words of that of diffusion more than those of the others.",
             "Told are medians of the seeds (least to most).",
         ]
 

@@ -67,8 +67,9 @@ EVEN, MORE = 8, range(-16, 17, 8)
 took three quarters of the time that it did with 37 and 74."""
 CHEAP = (256, "points are cheap")
 """Batch of points, and why."""
-ADAM: tuple[Rule, str, float] = ("adamw", "the usual one", 1e-3)
-"""Optimiser of autoencoders with one layer or a ladder of latents, why, and its learning rate."""
+OF_VAE = 2
+"""Times the learning rate of a diffusion model that a VAE with one layer of latents takes: best of .5 to 4 times on
+digits and grid25, where a ladder is best at once that; bench/rates.py."""
 EVERY = 4
 """Of how many examples of a GAN one has penalties."""
 GAN_OCTAVES = 3
@@ -227,7 +228,7 @@ def dcgan(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) ->
 def vae(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
     """Choose for a VAE; arguments as for :func:`diffusion`."""
     _refuse(asked, *DIFFUSIONS, "optimizer", "precision", "shard", model="vae")
-    lr = _of_autoencoders(asked, choices, *ADAM)
+    lr = _of_autoencoders(asked, choices, setting, OF_VAE)
     latent = choices.take("latent", None, min(32, 2 * math.prod(dataset.codec.dims)), "numbers behind an example")
     choices.take("prior", None, "flow", "of the latent numbers, as a second stage that learns beside the first")
     model = VAESpec(
@@ -237,13 +238,13 @@ def vae(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> R
         classes=len(dataset.classes) if asked.classes else 0,
         sigma_data=_spread(dataset, choices, False),
     )
-    return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr, CHEAP if setting.points else None)
+    return Recipe(_as_large(model, dataset, setting, choices), "muon", lr, CHEAP if setting.points else None)
 
 
 def ladder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
     """Choose for a VAE with latents at every level; arguments as for :func:`diffusion`."""
     _refuse(asked, *DIFFUSIONS, "optimizer", "precision", "shard", model="ladder")
-    lr = _of_autoencoders(asked, choices, *ADAM)
+    lr = _of_autoencoders(asked, choices, setting)
     levels = _levels(setting)
     if setting.points:
         levels = {"widths": RUNGS * levels["widths"], "blocks": -(-levels["blocks"] // RUNGS)}
@@ -254,14 +255,13 @@ def ladder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -
         classes=len(dataset.classes) if asked.classes else 0,
         sigma_data=_spread(dataset, choices, False),
     )
-    return Recipe(_as_large(model, dataset, setting, choices), "adamw", lr, CHEAP if setting.points else None)
+    return Recipe(_as_large(model, dataset, setting, choices), "muon", lr, CHEAP if setting.points else None)
 
 
 def autoencoder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
     """Choose for a VAE with a grid of latents; arguments as for :func:`diffusion`."""
     _refuse(asked, *DIFFUSIONS, "optimizer", "shard", model="autoencoder")
-    why = "pictures come back nearer after equal time"
-    lr = _of_autoencoders(asked, choices, "muon", why, LEARNING_RATES["muon"][setting.size])
+    lr = _of_autoencoders(asked, choices, setting)
     precision = choices.take("precision", asked.precision, *_precision(setting.device, False, False))
     latent = choices.take("latent", None, 4, "channels of the grid, one vector for each 4x4 pixels")
     levels = _levels(setting)
@@ -272,11 +272,12 @@ def autoencoder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choic
     return Recipe(_as_large(model, dataset, setting, choices), "muon", lr)
 
 
-def _of_autoencoders(asked: Asked, choices: Choices, rule: Rule, why: str, usual: float) -> float:
-    """Tell what all kinds choose, and return the learning rate: by default the usual one of the optimiser."""
-    choices.take("optimizer", None, rule, why)
+def _of_autoencoders(asked: Asked, choices: Choices, setting: Setting, times: float = 1) -> float:
+    """Tell what all kinds choose, and return the learning rate: by default some times that of a diffusion model."""
+    choices.take("optimizer", None, "muon", "what comes back and what is drawn are nearer to the data after equal time")
     choices.take("sigma", None, "learned", "the noise under which the data are most likely")
-    lr: float = choices.take("lr", asked.lr, usual, f"the usual one of {rule}")
+    usual = times * LEARNING_RATES["muon"][setting.size]
+    lr: float = choices.take("lr", asked.lr, usual, "of muon at this size")
     return lr
 
 
