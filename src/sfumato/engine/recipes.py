@@ -69,7 +69,7 @@ CHEAP = (256, "points are cheap")
 """Batch of points, and why."""
 OF_VAE = 2
 """Times the learning rate of a diffusion model that a VAE with one layer of latents takes: best of .5 to 4 times on
-digits and grid25, where a ladder is best at once that; bench/rates.py."""
+digits and grid25, where a ladder is best at once that (of points by Muon, of pictures by AdamW); bench/rates.py."""
 EVERY = 4
 """Of how many examples of a GAN one has penalties."""
 GAN_OCTAVES = 3
@@ -244,7 +244,8 @@ def vae(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> R
 def ladder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
     """Choose for a VAE with latents at every level; arguments as for :func:`diffusion`."""
     _refuse(asked, *DIFFUSIONS, "optimizer", "precision", "shard", model="ladder")
-    lr = _of_autoencoders(asked, choices, setting)
+    rule: Rule = "muon" if setting.points else "adamw"
+    lr = _of_autoencoders(asked, choices, setting, rule=rule)
     levels = _levels(setting)
     if setting.points:
         levels = {"widths": RUNGS * levels["widths"], "blocks": -(-levels["blocks"] // RUNGS)}
@@ -255,7 +256,7 @@ def ladder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -
         classes=len(dataset.classes) if asked.classes else 0,
         sigma_data=_spread(dataset, choices, False),
     )
-    return Recipe(_as_large(model, dataset, setting, choices), "muon", lr, CHEAP if setting.points else None)
+    return Recipe(_as_large(model, dataset, setting, choices), rule, lr, CHEAP if setting.points else None)
 
 
 def autoencoder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices) -> Recipe:
@@ -272,12 +273,12 @@ def autoencoder(dataset: Dataset, asked: Asked, setting: Setting, choices: Choic
     return Recipe(_as_large(model, dataset, setting, choices), "muon", lr)
 
 
-def _of_autoencoders(asked: Asked, choices: Choices, setting: Setting, times: float = 1) -> float:
+def _of_autoencoders(asked: Asked, choices: Choices, setting: Setting, times: float = 1, rule: Rule = "muon") -> float:
     """Tell what all kinds choose, and return the learning rate: by default some times that of a diffusion model."""
-    choices.take("optimizer", None, "muon", "what comes back and what is drawn are nearer to the data after equal time")
+    choices.take("optimizer", None, rule, "what comes back and what is drawn are nearest to the data after equal time")
     choices.take("sigma", None, "learned", "the noise under which the data are most likely")
     usual = times * LEARNING_RATES["muon"][setting.size]
-    lr: float = choices.take("lr", asked.lr, usual, "of muon at this size")
+    lr: float = choices.take("lr", asked.lr, usual, "measured at this size")
     return lr
 
 
