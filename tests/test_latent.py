@@ -1,6 +1,7 @@
 """Latent diffusion: white latents of a trained autoencoder, pictures in and out, and mistakes in one line."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -103,6 +104,27 @@ def test_what_else_a_run_can_do(latent, tmp_path):
     assert sfumato.load(better).sample(2, steps=2).shape == (2, 1, 8, 8)
     student = sfumato.distill(latent, calls=1, steps=1, batch=8, out=str(tmp_path / "student"))
     assert sfumato.load(student).sample(2).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        (["--masks"], "--masks is of pixels"),
+        (["--text"], "has no captions"),
+        (["--accumulate", "0"], "at least 1"),
+        (["--model", "gan"], "--latent is a choice of diffusion models"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_autoencoder_is_trained(what, says, tmp_path, capsys):
+    fails(capsys, ["train", "digits", "--latent", "--steps", "1", "--out", tmp_path / "a", *what], says)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_in_use_is_refused_before_the_autoencoder_is_trained(latent, tmp_path, capsys):
+    used = tmp_path / "run"
+    shutil.copytree(latent, used)
+    fails(capsys, ["train", "digits", "--latent", "--steps", "1", "--out", used], "exists")
+    assert list(tmp_path.iterdir()) == [used]
 
 
 def test_mistakes_are_one_line(latent, tmp_path, capsys):

@@ -35,6 +35,9 @@ def begin(asked: Asked) -> Path:
     device, _ = device_of(asked.device)
     if asked.latent and asked.codec is None:
         place = RUNS / Path(asked.data).stem if asked.out is None else Path(asked.out)
+        with joined(device) as workers, workers.together():
+            if workers.leads and not _goes_on(asked, place):
+                _refuse(asked, place)
         asked = replace(asked, codec=str(begin(autoencoder(asked, place.with_name(f"{place.name}-codec")))))
     with joined(device) as workers:
         show = watch(leads=workers.leads)
@@ -44,13 +47,27 @@ def begin(asked: Asked) -> Path:
         return train_run(run, workers, show, dataset)
 
 
+def _goes_on(asked: Asked, folder: Path) -> bool:
+    return (asked.resume or restarted()) and folder.exists()
+
+
+def _load(asked: Asked) -> Dataset:
+    return load_data(asked.data, resolution=asked.resolution, skip_bad=asked.skip_bad, stream=asked.stream or None)
+
+
+def _refuse(asked: Asked, folder: Path) -> None:
+    """Raise what a run of latents would raise, before its autoencoder takes its time."""
+    Run.refuse(folder)
+    configure(_load(asked), replace(asked, batch=asked.batch or 1), Choices(), world())
+
+
 def _prepare(asked: Asked, show: Watch) -> tuple[Path, Dataset]:
     """Make the folder of a run, or find the one that is to go on, and return it with its data."""
     folder = None if asked.out is None else Path(asked.out)
-    dataset = load_data(asked.data, resolution=asked.resolution, skip_bad=asked.skip_bad, stream=asked.stream or None)
+    dataset = _load(asked)
     name = Path(asked.data).stem if Path(asked.data).is_file() else dataset.name
     folder = RUNS / name if folder is None else folder
-    if (asked.resume or restarted()) and folder.exists():
+    if _goes_on(asked, folder):
         show.say(f"{folder}: exists, and goes on with what its config.toml says")
         return folder, dataset
     Run.refuse(folder)

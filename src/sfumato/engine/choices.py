@@ -38,7 +38,7 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
         )
     device, why = device_of(asked.device)
     choices.take("device", asked.device, device, why)
-    if asked.codec is not None and (asked.likelihood or asked.masks):
+    if (asked.latent or asked.codec is not None) and (asked.likelihood or asked.masks):
         word = "likelihood" if asked.likelihood else "masks"
         raise UserError(f"--{word} is of pixels, and a model of latents sees none: leave it out, or --latent")
     if asked.shard and workers == 1:
