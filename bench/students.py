@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from interleave import median, race, read, timers, write
+from interleave import read, step_seconds, write
 from judge import Judge
 
 from sfumato.engine.asked import Choices
@@ -54,10 +54,10 @@ def main(folder, seconds=150.0, seeds=1):
     with tuned(bench.run.config.threads, "cpu"), tempfile.TemporaryDirectory() as place:
         told |= {"n": N, "torch": torch.__version__, "teacher": bench.judged(bench.model)}
         if not told["step seconds"]:
-            trainers = {f"{m}, {c}": bench.trainer(place, m, c, 10**6, 0) for m, c in CASES}
-            works = timers({name: each.advance for name, each in trainers.items()})
-            rounds = race(works, dict.fromkeys(works, 1), 15)
-            told["step seconds"] = {name: round(median(rounds, name), 5) for name in trainers}
+            cases = {f"{m}, {c}": (m, c) for m, c in CASES}
+            told["step seconds"] = step_seconds(
+                lambda name: bench.trainer(place, *cases[name], 10**6, 0), cases, steps=2
+            )
         for seed in range(seeds):
             for method, calls in CASES:
                 name, key = f"{method}, {calls}", f"{method}, {calls}, seed {seed}"

@@ -36,8 +36,8 @@ def begin(asked: Asked) -> Path:
     if asked.latent and asked.codec is None:
         place = RUNS / Path(asked.data).stem if asked.out is None else Path(asked.out)
         with joined(device) as workers, workers.together():
-            if workers.leads and not _goes_on(asked, place):
-                _refuse(asked, place)
+            if workers.leads:
+                _refuse(asked)
         asked = replace(asked, codec=str(begin(autoencoder(asked, place.with_name(f"{place.name}-codec")))))
     with joined(device) as workers:
         show = watch(leads=workers.leads)
@@ -55,18 +55,25 @@ def _load(asked: Asked) -> Dataset:
     return load_data(asked.data, resolution=asked.resolution, skip_bad=asked.skip_bad, stream=asked.stream or None)
 
 
-def _refuse(asked: Asked, folder: Path) -> None:
+def _folder(asked: Asked, dataset: Dataset) -> Path:
+    if asked.out is not None:
+        return Path(asked.out)
+    return RUNS / (Path(asked.data).stem if Path(asked.data).is_file() else dataset.name)
+
+
+def _refuse(asked: Asked) -> None:
     """Raise what a run of latents would raise, before its autoencoder takes its time."""
-    Run.refuse(folder)
-    configure(_load(asked), replace(asked, batch=asked.batch or 1), Choices(), world())
+    dataset = _load(asked)
+    folder = _folder(asked, dataset)
+    if not _goes_on(asked, folder):
+        Run.refuse(folder)
+        configure(dataset, replace(asked, batch=asked.batch or 1), Choices(), world())
 
 
 def _prepare(asked: Asked, show: Watch) -> tuple[Path, Dataset]:
     """Make the folder of a run, or find the one that is to go on, and return it with its data."""
-    folder = None if asked.out is None else Path(asked.out)
     dataset = _load(asked)
-    name = Path(asked.data).stem if Path(asked.data).is_file() else dataset.name
-    folder = RUNS / name if folder is None else folder
+    folder = _folder(asked, dataset)
     if _goes_on(asked, folder):
         show.say(f"{folder}: exists, and goes on with what its config.toml says")
         return folder, dataset

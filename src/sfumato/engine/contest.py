@@ -137,8 +137,8 @@ class Contest:
             f"{terms.data}: {', '.join(terms.models)}; {terms.time} of training each, {seeds}, in {self.folder}.",
             "Contract: the same data and split, time of training, samples, features and recipe of the average; no "
             f"trial by this command; parameters within {TOLERANCE:.0%}, unless a note says otherwise.",
-            "Recipes are the usual ones of sfumato: learning rates had as many trials for each (bench/rates.py), other "
-            "words of that of diffusion more than those of the others.",
+            "Recipes are the usual ones of sfumato: the same learning rates were tried for each (bench/rates.py), "
+            "other words of that of diffusion more often.",
             "Told are medians of the seeds (least to most).",
         ]
 

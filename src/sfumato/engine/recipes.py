@@ -278,7 +278,7 @@ def _of_autoencoders(asked: Asked, choices: Choices, setting: Setting, times: fl
     choices.take("optimizer", None, rule, "what comes back and what is drawn are nearest to the data after equal time")
     choices.take("sigma", None, "learned", "the noise under which the data are most likely")
     usual = times * LEARNING_RATES["muon"][setting.size]
-    lr: float = choices.take("lr", asked.lr, usual, "measured at this size")
+    lr: float = choices.take("lr", asked.lr, usual, f"{times:g} times that of diffusion by muon")
     return lr
 
 
