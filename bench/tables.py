@@ -226,6 +226,7 @@ TABLES = {
     "ablation": ablation,
     "stability": stability,
     "compare_digits": contest,
+    "compare_fashion_mnist": contest,
 }
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 from sfumato.cli import main
 from sfumato.data import load
 from sfumato.engine import compare as comparing
-from sfumato.engine.contest import Contest, Entrant, Terms
+from sfumato.engine import entry, trials
+from sfumato.engine.contest import Contest, Entrant, Terms, Trial, best
 from sfumato.engine.course import Recovery
 from sfumato.engine.evaluate import Measure
 from sfumato.engine.run import Run
@@ -82,8 +83,8 @@ def test_a_collapse_is_a_recall_of_next_to_nothing():
 
 def test_the_same_command_again_repeats_nothing(held, monkeypatch, capsys):
     before = told(held)
-    for name in ("begin", "distill", "go_on", "evaluate"):
-        monkeypatch.setattr(comparing, name, lambda *_, name=name: pytest.fail(f"{name} was called again"))
+    for where, name in ((comparing, "evaluate"), (entry, "begin"), (entry, "distill"), (entry, "go_on")):
+        monkeypatch.setattr(where, name, lambda *_, name=name: pytest.fail(f"{name} was called again"))
     assert main([*WORDS, "--seeds", "1", "--out", str(held)]) == 0
     assert told(held)["entrants"] == before["entrants"]
     assert "recall[2 raw values]" in capsys.readouterr().out
@@ -106,11 +107,11 @@ def test_stopped_between_training_and_judging_it_trains_nothing_again(tmp_path, 
     first = Run.open(tmp_path / "c" / "vae-0").load()[0].fingerprint()
     begun = []
 
-    def begin(asked, real=comparing.begin):
+    def begin(asked, real=entry.begin):
         begun.append(Path(asked.out).name)
         return real(asked)
 
-    monkeypatch.setattr(comparing, "begin", begin)
+    monkeypatch.setattr(entry, "begin", begin)
     assert main(words) == 0
     assert begun == ["gan-1", "vae-1"]
     entrants = told(tmp_path / "c")["entrants"]
@@ -120,16 +121,17 @@ def test_stopped_between_training_and_judging_it_trains_nothing_again(tmp_path, 
 
 
 def test_a_training_that_diverges_is_counted_with_its_student_and_the_others_go_on(tmp_path, monkeypatch, capsys):
-    def begin(asked, real=comparing.begin):
+    def begin(asked, real=entry.begin):
         if asked.model == "diffusion":
             raise Diverged("weights are not finite")
         return real(asked)
 
-    monkeypatch.setattr(comparing, "begin", begin)
-    words = [*WORDS, "--seeds", "1", "--models", "diffusion,student,gan", "--out", str(tmp_path / "c")]
+    monkeypatch.setattr(entry, "begin", begin)
+    words = [*WORDS, "--seeds", "1", "--models", "student,diffusion,gan", "--out", str(tmp_path / "c")]
     assert main(words) == 0
     record = told(tmp_path / "c")
-    assert [each["failed"] for each in record["entrants"]] == ["weights are not finite", "its teacher failed", ""]
+    failed = {each["model"]: each["failed"] for each in record["entrants"]}
+    assert failed == {"diffusion": "weights are not finite", "student": "its teacher failed", "gan": ""}
     out = capsys.readouterr().out
     assert "1 of 1" in out and "note: diffusion, seed 0, failed: weights are not finite" in out
 
@@ -175,6 +177,8 @@ def test_sizes_that_differ_are_told():
         (["moons", "--models", "gan,vea"], "unknown model 'vea'"),
         (["moons", "--models", "student,gan"], "add diffusion to --models"),
         (["moons", "--time", "soon"], "'soon' is no time"),
+        (["moons", "--trials", "1"], "--trials must be 2 or more, or 0"),
+        (["moons", "--trials", "-2"], "--trials must be 2 or more, or 0"),
         (["checkerboard", "--classes"], "has no classes"),
         (["nothing-here"], "nothing-here"),
     ],
@@ -239,6 +243,72 @@ def test_bits_count_what_the_bound_and_the_volume_of_a_bin_say():
             return torch.full((len(x),), -64 * math.log(2 + 2 * half), dtype=torch.float64)
 
     assert comparing._bits(Uniform(), digits) == pytest.approx(math.log2(17))
+
+
+# ── Trials ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_rates_are_tried_on_both_sides_of_the_usual_one():
+    assert [trials.factor(k) for k in range(5)] == [1, 2, 0.5, 4, 0.25]
+
+
+def test_the_rate_whose_samples_come_nearest_trains_and_all_is_told(tmp_path, monkeypatch, capsys):
+    """What a trial is said to be worth decides, one that diverges has no say, and what was tried is not tried again."""
+    worth = {1: 0.4, 2: 0.3, 0.5: None}
+    asked = []
+
+    class Nearness:
+        def __init__(self, dataset, say):
+            assert dataset.name == "moons"
+
+        def __call__(self, what, model):
+            return worth[float(asked[-1].out.rpartition("-")[2])]
+
+    def begin(words, real=entry.begin):
+        asked.append(words)
+        if worth.get(float(words.out.rpartition("-")[2]), 0) is None:
+            real(words)
+            raise Diverged("weights are not finite")
+        if len(asked) == 2 and stops:
+            raise stops.pop()
+        return real(words)
+
+    stops = [KeyboardInterrupt()]
+    monkeypatch.setattr(trials, "Nearness", Nearness)
+    monkeypatch.setattr(entry, "begin", begin)
+    words = [*WORDS, "--seeds", "1", "--trials", "3", "--models", "gan,vae", "--out", str(tmp_path / "c")]
+    assert main(words) == 130
+    assert [each["model"] for each in told(tmp_path / "c")["trials"]] == ["gan"]
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert len(asked) == 2 * (3 + 1) + 1  # the second was stopped, and is the only one to begin twice
+    assert {each.seed for each in asked if "trials" in each.out} == {trials.SEED}
+    assert {each.time for each in asked if "trials" in each.out} == {"0.2s"}
+    for model in ("gan", "vae"):
+        tried = [each for each in told(tmp_path / "c")["trials"] if each["model"] == model]
+        usual = tried[0]["lr"]
+        assert [each["lr"] / usual for each in tried] == [1, 2, 0.5]
+        assert [each["distance"] for each in tried] == [0.4, 0.3, None]
+        assert Run.open(tmp_path / "c" / f"{model}-0").config.lr == 2 * usual
+        line = f"{model}: {usual:g}: 0.4, {2 * usual:g}: 0.3, {usual / 2:g}: lost; {2 * usual:g} trains."
+        assert line in out and line in (tmp_path / "c" / "compare.html").read_text()
+    before = len(asked)
+    assert main(words) == 0 and len(asked) == before
+    assert main([*words[:-4], "--models", "gan,vae", "--out", str(tmp_path / "c"), "--trials", "2"]) == 2
+    assert "under other terms" in capsys.readouterr().err
+
+
+def test_a_trial_is_held_against_training_examples_and_a_student_has_some_too(tmp_path, capsys):
+    words = [*WORDS, "--seeds", "1", "--trials", "2", "--models", "student,diffusion", "--out", str(tmp_path / "c")]
+    assert main(words) == 0
+    record = told(tmp_path / "c")
+    assert [each["model"] for each in record["trials"]] == ["diffusion"] * 2 + ["student"] * 2
+    assert all(each["distance"] > 0 for each in record["trials"])
+    assert "Tried: 2 learning rates of each, 20% of the time for each" in capsys.readouterr().out
+    for model in ("diffusion", "student"):
+        tried = [Trial(**each) for each in record["trials"] if each["model"] == model]
+        assert Run.open(tmp_path / "c" / f"{model}-0").config.lr == best(tried)
+        assert Run.open(tmp_path / "c" / "trials" / f"{model}-2").config.lr == tried[1].lr
 
 
 # ── Runs as they are ──────────────────────────────────────────────────────────────────────────────────────────────────

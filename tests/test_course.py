@@ -1,14 +1,18 @@
 """What a run was worth on its way, and after a spike of its learning rate."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import sfumato
 from sfumato.data import load
+from sfumato.engine import clock
 from sfumato.engine import course as courses
 from sfumato.engine.course import REST, SHARE, SPIKE, course, recovery
 from sfumato.engine.evaluate import Real
 from sfumato.engine.run import Run
+from sfumato.engine.trainer import Trainer
 
 N = 512
 
@@ -70,7 +74,16 @@ def test_weights_that_are_lost_are_told_as_such(run, real, monkeypatch):
     assert told.hit is told.after is None
 
 
-def test_a_run_of_a_given_time_keeps_its_averages_evenly(tmp_path):
+def test_a_run_of_a_given_time_keeps_its_averages_evenly(tmp_path, monkeypatch):
+    """By a clock on which every step takes the same time, whatever else the machine does."""
+    gone = []
+
+    def advance(trainer, real=Trainer.advance):
+        gone.append(0.02)
+        return real(trainer)
+
+    monkeypatch.setattr(Trainer, "advance", advance)
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: sum(gone)))
     found = Run.open(sfumato.train("moons", model="vae", time="3s", out=str(tmp_path / "vae")))
     steps = sorted(int(path.stem.rpartition("-")[2]) for path in found.averages.iterdir())
     assert 8 <= len(steps) <= 9  # the last may come twice: as the time ends, and as the steps do

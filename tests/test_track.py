@@ -5,6 +5,7 @@ import json
 import math
 import mmap
 import os
+import platform
 import stat
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL import Image
 
 from sfumato.engine import gauge, track
 from sfumato.engine.gauge import EDGES, ByLevel, Levels, memory
+from sfumato.engine.machine import pages_kept
 from sfumato.engine.track import EVENTS, Track, read_log
 from sfumato.errors import UserError
 
@@ -264,6 +266,17 @@ def test_memory_is_that_of_this_process() -> None:
     assert before.now + 24 < after.now < before.now + 96
     assert memory().now < after.now - 24
     assert memory().peak > after.now - 1  # Linux counts pages loosely
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only GNU's C library says what it keeps")
+def test_what_is_freed_but_kept_is_no_peak_of_what_comes_after() -> None:
+    pages_kept()
+    before = memory()
+    held = [torch.ones(500_000) for _ in range(100)]
+    assert memory().peak > before.now + 150
+    del held
+    gauge.forget_peak()
+    assert memory().peak < before.now + 50
 
 
 def test_memory_where_there_is_no_proc(monkeypatch: pytest.MonkeyPatch) -> None:

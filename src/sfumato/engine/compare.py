@@ -1,8 +1,8 @@
 """Training and judging what enters a contest; contest.py says what that is.
 
-Every entrant is a run like any other, in the contest's folder, begun by ``begin`` or ``distill`` and judged by
-``evaluate``. compare.json is written after each, and what stands there or lies on disk is not done again: the same
-command goes on where it was.
+Every entrant is a run like any other, in the contest's folder, trained by ``enter`` and judged by ``evaluate``.
+compare.json is written after each, and what stands there or lies on disk is not done again: the same command goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ import torch
 
 from sfumato.data import Dataset
 from sfumato.data import load as load_data
-from sfumato.engine.asked import Asked, seconds_of
-from sfumato.engine.begin import RUNS, begin, go_on
-from sfumato.engine.contest import MODELS, TOLERANCE, Contest, Entrant, Terms
+from sfumato.engine.asked import seconds_of
+from sfumato.engine.begin import RUNS
+from sfumato.engine.contest import MODELS, TOLERANCE, Contest, Entrant, Terms, Trial, best
 from sfumato.engine.course import course, recovery
-from sfumato.engine.distill import Wanted, distill
+from sfumato.engine.entry import enter
 from sfumato.engine.evaluate import Real, enough, evaluate, need_enough
 from sfumato.engine.examples import chosen
 from sfumato.engine.gauge import forget_peak
@@ -32,6 +33,7 @@ from sfumato.engine.progress import Watch, duration, watch
 from sfumato.engine.run import Run
 from sfumato.engine.speed import Speed, speeds
 from sfumato.engine.track import read_log
+from sfumato.engine.trials import FOLDER, hold
 from sfumato.errors import Diverged, UserError, choose
 from sfumato.files import write_atomic
 from sfumato.models.base import GenerativeModel
@@ -39,11 +41,66 @@ from sfumato.models.base import GenerativeModel
 __all__ = ["compare", "compare_runs"]
 
 FILE = "compare.json"
-CALLS = 1  # of a student
 BITS, DEQUANTISE = 500, 1  # held-out examples for a bound on log p, and what a stream is for
 
-Known = dict[tuple[str, int], Entrant]
-"""By model and seed."""
+
+@dataclass
+class Standing:
+    """How far a contest has come: what compare.json tells.
+
+    Attributes:
+        folder: of the contest.
+        terms: of all.
+        entrants: that were judged, or failed, by model and seed.
+        trials: that were held.
+    """
+
+    folder: Path
+    terms: Terms
+    entrants: dict[tuple[str, int], Entrant] = field(default_factory=dict)
+    trials: list[Trial] = field(default_factory=list)
+
+    @staticmethod
+    def of(folder: Path, terms: Terms) -> Standing:
+        """Return what is known, under the same terms but for which models and how many seeds."""
+        path = folder / FILE
+        if not path.exists():
+            if not _begun(folder):
+                _refuse_foreign(folder)
+            return Standing(folder, terms)
+        try:
+            told = json.loads(path.read_text("utf-8"))
+            before = Terms(**told["terms"] | {"models": tuple(told["terms"]["models"])})
+            entrants = [Entrant.from_dict(record) for record in told["entrants"]]
+            trials = [Trial(**record) for record in told.get("trials", [])]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: damaged ({error}); remove it: runs that are done are only judged again"
+            ) from error
+        if replace(before, seeds=terms.seeds, models=terms.models) != terms:
+            raise UserError(
+                f"{folder}: compares {before.data}, {before.time} each, under other terms; choose another --out"
+            )
+        return Standing(folder, terms, {(each.model, each.seed): each for each in entrants}, trials)
+
+    def keep(self, found: dict[str, Speed] | None = None, notes: tuple[str, ...] = ()) -> None:
+        """Write compare.json."""
+        record: dict[str, Any] = {"terms": asdict(self.terms)}
+        record |= {"entrants": [asdict(each) for each in self.entrants.values()]}
+        record |= {"trials": [asdict(each) for each in self.trials]}
+        record |= {"speeds": {name: asdict(speed) for name, speed in (found or {}).items()}, "notes": notes}
+        write_atomic(self.folder / FILE, json.dumps(record, indent=1).encode())
+
+    def run(self, model: str, seed: int) -> Path:
+        """Return the folder of an entrant."""
+        return self.folder / f"{model}-{seed}"
+
+    def concluded(self, device: str) -> Contest:
+        """Measure the speeds of those who are judged, and write all down."""
+        entrants = tuple(self.entrants[model, seed] for seed in range(self.terms.seeds) for model in self.terms.models)
+        found, notes = _speeds(entrants, device), tuple(_notes(entrants, self.terms))
+        self.keep(found, notes)
+        return Contest(self.folder, self.terms, entrants, found, notes, tuple(self.trials))
 
 
 def compare(terms: Terms, out: Path | None, device: str) -> Contest:
@@ -62,22 +119,15 @@ def compare(terms: Terms, out: Path | None, device: str) -> Contest:
     if terms.classes and not dataset.classes:
         raise UserError(f"'{terms.data}' has no classes; leave --classes out")
     folder = RUNS / f"compare-{dataset.name}" if out is None else out
-    known = _known(folder, terms)
+    standing = Standing.of(folder, terms)
+    teacher_first = sorted(terms.models, key=lambda model: model != "diffusion")
     show = watch("compare")
     try:
-        for seed in range(terms.seeds):
-            for model in terms.models:
-                if (model, seed) in known:
-                    continue
-                teacher = known.get(("diffusion", seed)) if model == "student" else None
-                if teacher is not None and teacher.failed:
-                    known[model, seed] = Entrant(
-                        model, seed, str(folder / f"{model}-{seed}"), failed="its teacher failed"
-                    )
-                else:
-                    known[model, seed] = _entrant(model, seed, folder, terms, device, show)
-                _keep(folder, terms, known, {})
-        return _concluded(folder, terms, known, device)
+        for seed, model in product(range(terms.seeds), teacher_first):
+            if (model, seed) not in standing.entrants:
+                standing.entrants[model, seed] = _entrant(model, seed, standing, dataset, device, show)
+                standing.keep()
+        return standing.concluded(device)
     finally:
         show.close()
 
@@ -102,20 +152,12 @@ def compare_runs(folders: Sequence[Path], n: int | None, out: Path | None, devic
     _refuse_foreign(folder)
     show = watch("compare")
     try:
-        known = {
+        judged = {
             (name, 0): _judged(name, 0, run.folder, terms, device, show) for name, run in zip(names, runs, strict=True)
         }
-        return _concluded(folder, terms, known, device)
+        return Standing(folder, terms, judged).concluded(device)
     finally:
         show.close()
-
-
-def _concluded(folder: Path, terms: Terms, known: Known, device: str) -> Contest:
-    """Measure the speeds of those who are judged, and write all down."""
-    entrants = tuple(known[model, seed] for seed in range(terms.seeds) for model in terms.models)
-    contest = Contest(folder, terms, entrants, _speeds(entrants, device), tuple(_notes(entrants, terms)))
-    _keep(folder, terms, known, contest.speeds, contest.notes)
-    return contest
 
 
 def _refuse_other_data(one: Run, other: Run) -> None:
@@ -135,34 +177,16 @@ def _refuse(terms: Terms) -> None:
         raise UserError(f"--models must name two or more of {', '.join(MODELS)}, each once, with commas between")
     for model in terms.models:
         choose("model", model, dict.fromkeys(MODELS))
+    if terms.trials < 0 or terms.trials == 1:
+        raise UserError(f"--trials must be 2 or more, or 0 for the usual learning rates, got {terms.trials}")
     if "student" in terms.models and "diffusion" not in terms.models:
         raise UserError("a student needs its teacher in the contest: add diffusion to --models")
-
-
-def _known(folder: Path, terms: Terms) -> Known:
-    """Return the entrants that are judged already, under the same terms but for which models and how many seeds."""
-    path = folder / FILE
-    if not path.exists():
-        if not _begun(folder):
-            _refuse_foreign(folder)
-        return {}
-    try:
-        told = json.loads(path.read_text("utf-8"))
-        before = Terms(**told["terms"] | {"models": tuple(told["terms"]["models"])})
-        entrants = [Entrant.from_dict(record) for record in told["entrants"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); remove it: runs that are done are only judged again") from error
-    if replace(before, seeds=terms.seeds, models=terms.models) != terms:
-        raise UserError(
-            f"{folder}: compares {before.data}, {before.time} each, under other terms; choose another --out"
-        )
-    return {(each.model, each.seed): each for each in entrants}
 
 
 def _begun(folder: Path) -> bool:
     """Return whether a folder holds nothing but runs of a contest that was stopped before the first was judged."""
     return folder.is_dir() and all(
-        path.is_dir() and path.name.rpartition("-")[0] in MODELS for path in folder.iterdir()
+        path.is_dir() and (path.name == FOLDER or path.name.rpartition("-")[0] in MODELS) for path in folder.iterdir()
     )
 
 
@@ -172,16 +196,18 @@ def _refuse_foreign(folder: Path) -> None:
         raise UserError(f"{folder}: exists and is no comparison of ours; choose another --out")
 
 
-def _entrant(model: str, seed: int, folder: Path, terms: Terms, device: str, show: Watch) -> Entrant:
+def _entrant(model: str, seed: int, standing: Standing, dataset: Dataset, device: str, show: Watch) -> Entrant:
     """Train a run, or go on with it, and judge it; one that diverges is told, not repeated."""
-    run = folder / f"{model}-{seed}"
+    run, terms, teacher = standing.run(model, seed), standing.terms, standing.run("diffusion", seed)
+    if model == "student" and standing.entrants["diffusion", seed].failed:
+        return Entrant(model, seed, str(run), failed="its teacher failed")
+    while len(tried := [each for each in standing.trials if each.model == model]) < terms.trials:
+        standing.trials.append(hold(model, tried, standing.folder, teacher, terms, dataset, device, show.say))
+        standing.keep()
     show.say(f"{model}, seed {seed}: {run}")
     forget_peak()
     try:
-        if not run.exists():
-            _train(model, seed, run, folder, terms, device)
-        elif not _ended(run):
-            go_on(str(run))
+        enter(model, run, teacher, terms, time=terms.time, seed=seed, lr=best(tried), device=device)
     except Diverged as error:
         return Entrant(model, seed, str(run), failed=str(error))
     return _judged(model, seed, run, terms, device, show)
@@ -231,19 +257,6 @@ def _bits(model: GenerativeModel, dataset: Dataset) -> float | None:
     return nats / (len(asked.index) * math.prod(model.codec.dims) * math.log(2))
 
 
-def _train(model: str, seed: int, run: Path, folder: Path, terms: Terms, device: str) -> None:
-    if model == "student":
-        wanted = Wanted(calls=CALLS, time=terms.time, seed=seed, device=device)
-        distill(folder / f"diffusion-{seed}", wanted, run)
-    else:
-        begin(Asked(terms.data, model, time=terms.time, classes=terms.classes, out=str(run), seed=seed, device=device))
-
-
-def _ended(run: Path) -> bool:
-    """Return whether the training of a run came to its end."""
-    return any(record is not None and record.get("event") == "end" for record in read_log(run / "log.jsonl"))
-
-
 def _peak(run: Path) -> float:
     peaks = (record.get("peak") for record in read_log(run / "log.jsonl") if record is not None)
     return max((float(peak) for peak in peaks if isinstance(peak, int | float)), default=0.0)
@@ -273,10 +286,3 @@ def _notes(entrants: tuple[Entrant, ...], terms: Terms) -> Iterator[str]:
     if terms.seeds == 1:
         yield "one seed: nothing can be said of the spread"
     yield from (f"{each.model}, seed {each.seed}, failed: {each.failed}" for each in entrants if each.failed)
-
-
-def _keep(folder: Path, terms: Terms, known: Known, found: dict[str, Speed], notes: tuple[str, ...] = ()) -> None:
-    """Write compare.json."""
-    record: dict[str, Any] = {"terms": asdict(terms), "entrants": [asdict(each) for each in known.values()]}
-    record |= {"speeds": {name: asdict(speed) for name, speed in found.items()}, "notes": notes}
-    write_atomic(folder / FILE, json.dumps(record, indent=1).encode())

@@ -1,13 +1,13 @@
 """What a contest of models is, and how it is told: its terms, its entrants, and a table of them.
 
 The contract: the same data and split, the same time of training, as many parameters within TOLERANCE, the same number
-of samples judged by the same features, the average of each by the same recipe, no trial before. Medians are told with
-the least and the most of the seeds, and what failed is counted.
+of samples judged by the same features, the average of each by the same recipe, as many trials before. Medians are told
+with the least and the most of the seeds, and what failed is counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -17,12 +17,14 @@ from sfumato.engine.course import SPIKE, Recovery, Waypoint
 from sfumato.engine.evaluate import Measure
 from sfumato.engine.speed import Speed
 
-__all__ = ["COLLAPSED", "MODELS", "TOLERANCE", "Contest", "Entrant", "Terms"]
+__all__ = ["COLLAPSED", "MODELS", "TOLERANCE", "TRIAL_SHARE", "Contest", "Entrant", "Terms", "Trial", "best"]
 
 MODELS = ("diffusion", "student", "gan", "vae", "ladder", "plain-gan", "dcgan")
 """What may enter: what ``train`` knows, and a student for one call of the diffusion model of the same seed."""
 TOLERANCE = 0.05
 """By which numbers of parameters may differ."""
+TRIAL_SHARE = 0.2
+"""Of the time of training, that each trial takes."""
 COLLAPSED = 0.05
 """Recall of a generator that shows next to nothing of what there is."""
 
@@ -38,6 +40,7 @@ class Terms:
         models: of ``MODELS``, or names of runs.
         classes: whether they learn the classes of the data.
         n: samples judged; None for as many as the features want.
+        trials: learning rates that were tried for each model.
     """
 
     data: str
@@ -46,6 +49,32 @@ class Terms:
     models: tuple[str, ...]
     classes: bool = False
     n: int | None = None
+    trials: int = 0
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A learning rate that was tried for a model.
+
+    Attributes:
+        model: which of ``Terms.models``.
+        lr: its learning rate.
+        distance: of samples to training examples; None if its weights were not finite.
+    """
+
+    model: str
+    lr: float
+    distance: float | None
+
+
+def best(trials: Sequence[Trial]) -> float | None:
+    """Return the learning rate whose samples came nearest; None if none was tried or all failed.
+
+    Args:
+        trials: of one model.
+    """
+    found = [(each.distance, each.lr) for each in trials if each.distance is not None]
+    return min(found)[1] if found else None
 
 
 @dataclass(frozen=True)
@@ -104,6 +133,7 @@ class Contest:
         entrants: in the order of their training.
         speeds: by model, of its first seed that did not fail.
         notes: what the reader should know.
+        trials: that were held before.
     """
 
     folder: Path
@@ -111,6 +141,7 @@ class Contest:
     entrants: tuple[Entrant, ...]
     speeds: dict[str, Speed]
     notes: tuple[str, ...] = ()
+    trials: tuple[Trial, ...] = ()
 
     def of(self, model: str) -> list[Entrant]:
         """Return the entrants of a model that did not fail."""
@@ -135,12 +166,28 @@ class Contest:
         terms, seeds = self.terms, f"{self.terms.seeds} seeds" if self.terms.seeds > 1 else "one seed"
         return [
             f"{terms.data}: {', '.join(terms.models)}; {terms.time} of training each, {seeds}, in {self.folder}.",
-            "Contract: the same data and split, time of training, samples, features and recipe of the average; no "
-            f"trial by this command; parameters within {TOLERANCE:.0%}, unless a note says otherwise.",
+            "Contract: the same data and split, time of training, samples, features and recipe of the average; "
+            f"{terms.trials or 'no'} trials of each by this command; parameters within {TOLERANCE:.0%}, unless a note "
+            "says otherwise.",
             "Recipes are the usual ones of sfumato: the same learning rates were tried for each (bench/rates.py), "
             "other words of that of diffusion more often.",
+            *self._tried(),
             "Told are medians of the seeds (least to most).",
         ]
+
+    def _tried(self) -> Iterator[str]:
+        """Yield what was tried, and what came of it."""
+        if not self.trials:
+            return
+        yield (
+            f"Tried: {self.terms.trials} learning rates of each, {TRIAL_SHARE:.0%} of the time for each; told is the "
+            "distance of samples to training examples."
+        )
+        for model in dict.fromkeys(each.model for each in self.trials):
+            of = [each for each in self.trials if each.model == model]
+            told = (f"{each.lr:g}: " + ("lost" if each.distance is None else f"{each.distance:.4g}") for each in of)
+            chosen = best(of)
+            yield f"{model}: {', '.join(told)}; " + ("the usual one" if chosen is None else f"{chosen:g}") + " trains."
 
     def table(self) -> list[list[str]]:
         """Return a table with a column for each model, its heads first: measures, costs, what a model can do."""

@@ -15,12 +15,11 @@ import torch
 from sfumato.engine.average import on_the_way, put
 from sfumato.engine.evaluate import Real
 from sfumato.engine.machine import tuned
+from sfumato.engine.nearness import distance
 from sfumato.engine.reference import reference
 from sfumato.engine.run import Run
 from sfumato.engine.track import read_log
 from sfumato.engine.trainer import Trainer
-from sfumato.metrics.frechet import frechet
-from sfumato.metrics.kernel import kernel_distance
 from sfumato.metrics.neighbours import recalled
 from sfumato.models.base import GenerativeModel
 
@@ -121,8 +120,7 @@ def _worth(model: GenerativeModel, real: Real, n: int) -> tuple[float, float]:
     """Return the distance and the recall of samples."""
     held = reference(real.train, real.held_out, real.features).held_out
     drawn = real.features(torch.cat(list(model.states(n))))
-    far = frechet(drawn, held) if len(held) > held.shape[1] else kernel_distance(drawn, held).value
-    return float(far), float(recalled(drawn, held).mean())
+    return distance(drawn, held), float(recalled(drawn, held).mean())
 
 
 def _seconds(log: Path) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""How near a model's samples come to training examples: choices are made by that, held-out examples are for judging."""
+"""How near samples come to real examples. Choices are made by training ones: held-out examples are for judging."""
 
 from __future__ import annotations
 
@@ -8,19 +8,30 @@ from typing import Any
 import torch
 
 from sfumato.data import Dataset
-from sfumato.engine.reference import reference
+from sfumato.engine.reference import Rows, reference
 from sfumato.metrics.features import features_of
 from sfumato.metrics.frechet import frechet
+from sfumato.metrics.kernel import kernel_distance
 from sfumato.models.base import GenerativeModel
 
-__all__ = ["Nearness"]
+__all__ = ["Nearness", "distance"]
 
 DRAWN = 2_000  # samples for each answer, of the same noise
 SEED = 1  # of that noise: other than that of `sample` and `evaluate`
 
 
+def distance(drawn: Rows, real: Rows) -> float:
+    """Return the Frechet distance of samples to real examples, or the kernel distance where those are too few for it.
+
+    Args:
+        drawn: (n, d) features of samples.
+        real: (m, d) of real examples.
+    """
+    return float(frechet(drawn, real)) if len(real) > real.shape[1] else kernel_distance(drawn, real).value
+
+
 class Nearness:
-    """The Frechet distance to the training examples of a data set, by the features that ``evaluate`` takes.
+    """The distance to the training examples of a data set, by the features that ``evaluate`` takes.
 
     Args:
         dataset: with training and, if it has them, held-out examples.
@@ -43,6 +54,6 @@ class Nearness:
             way: as for ``GenerativeModel.states``.
         """
         states = torch.cat(list(model.states(max(DRAWN, 2 * self.features.dim), seed=SEED, **way)))
-        distance = frechet(self.features(self.codec.encode(model.codec.decode(states))), self.known)
-        self.say(f"{what}: frechet[{self.features.name}] to training examples {distance:.4g}")
-        return distance
+        far = distance(self.features(self.codec.encode(model.codec.decode(states))), self.known)
+        self.say(f"{what}: distance[{self.features.name}] to training examples {far:.4g}")
+        return far

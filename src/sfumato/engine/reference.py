@@ -25,13 +25,14 @@ from sfumato.errors import UserError
 from sfumato.files import write_atomic
 from sfumato.metrics.features import Features
 
-__all__ = ["Reference", "reference"]
+__all__ = ["Reference", "Rows", "reference"]
 
 MOST = 10_000
 """Examples of each part at most."""
 PICK = 0  # what a stream is for
 
 Rows = NDArray[np.float32]
+"""(n, d) features of examples."""
 
 
 @dataclass(frozen=True)

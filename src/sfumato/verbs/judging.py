@@ -96,6 +96,7 @@ def compare(
     seeds: int = 3,
     models: str = "diffusion,student,gan,vae",
     classes: bool = False,
+    trials: int = 0,
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None,
     out: str | None = None,
     device: str | None = None,
@@ -113,6 +114,8 @@ def compare(
         seeds: how often each is trained, with seeds from 0 on.
         models: which, with commas between: diffusion, student, gan, vae, ladder, plain-gan, dcgan.
         classes: learn the classes of the data.
+        trials: learning rates to try for each model before, on one seed, each for a fifth of the time; the one whose
+            samples come nearest to training examples trains. 0 for the usual ones.
         n: samples to judge; by default 1000, or twice the number of features.
         out: folder of the comparison and its runs; by default runs/compare- and the name of the data.
         device: cpu, cuda or mps.
@@ -131,7 +134,7 @@ def compare(
     if others or is_run(source):
         contest = compare_runs([Path(run) for run in (source, *others)], n, folder, where)
     else:
-        contest = compare(Terms(source, time, seeds, tuple(models.split(",")), classes, n), folder, where)
+        contest = compare(Terms(source, time, seeds, tuple(models.split(",")), classes, n, trials), folder, where)
     page(contest)
     return contest
 
