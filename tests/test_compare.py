@@ -254,7 +254,7 @@ def test_rates_are_tried_on_both_sides_of_the_usual_one():
 
 def test_the_rate_whose_samples_come_nearest_trains_and_all_is_told(tmp_path, monkeypatch, capsys):
     """What a trial is said to be worth decides, one that diverges has no say, and what was tried is not tried again."""
-    worth = {1: 0.4, 2: 0.3, 0.5: None}
+    worth = {1: 0.4, 2: 0.3, 0.5: None, 4: math.nan}
     asked = []
 
     class Nearness:
@@ -276,21 +276,22 @@ def test_the_rate_whose_samples_come_nearest_trains_and_all_is_told(tmp_path, mo
     stops = [KeyboardInterrupt()]
     monkeypatch.setattr(trials, "Nearness", Nearness)
     monkeypatch.setattr(entry, "begin", begin)
-    words = [*WORDS, "--seeds", "1", "--trials", "3", "--models", "gan,vae", "--out", str(tmp_path / "c")]
+    words = [*WORDS, "--seeds", "1", "--trials", "4", "--models", "gan,vae", "--out", str(tmp_path / "c")]
     assert main(words) == 130
     assert [each["model"] for each in told(tmp_path / "c")["trials"]] == ["gan"]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert len(asked) == 2 * (3 + 1) + 1  # the second was stopped, and is the only one to begin twice
+    assert len(asked) == 2 * (4 + 1) + 1  # the second was stopped, and is the only one to begin twice
     assert {each.seed for each in asked if "trials" in each.out} == {trials.SEED}
     assert {each.time for each in asked if "trials" in each.out} == {"0.2s"}
     for model in ("gan", "vae"):
         tried = [each for each in told(tmp_path / "c")["trials"] if each["model"] == model]
         usual = tried[0]["lr"]
-        assert [each["lr"] / usual for each in tried] == [1, 2, 0.5]
-        assert [each["distance"] for each in tried] == [0.4, 0.3, None]
+        assert [each["lr"] / usual for each in tried] == [1, 2, 0.5, 4]
+        assert [each["distance"] for each in tried] == [0.4, 0.3, None, None]
         assert Run.open(tmp_path / "c" / f"{model}-0").config.lr == 2 * usual
-        line = f"{model}: {usual:g}: 0.4, {2 * usual:g}: 0.3, {usual / 2:g}: lost; {2 * usual:g} trains."
+        lost = f"{usual / 2:g}: lost, {4 * usual:g}: lost"
+        line = f"{model}: {usual:g}: 0.4, {2 * usual:g}: 0.3, {lost}; {2 * usual:g} trains."
         assert line in out and line in (tmp_path / "c" / "compare.html").read_text()
     before = len(asked)
     assert main(words) == 0 and len(asked) == before

@@ -59,7 +59,7 @@ class Trial:
     Attributes:
         model: which of ``Terms.models``.
         lr: its learning rate.
-        distance: of samples to training examples; None if its weights were not finite.
+        distance: of samples to training examples; None if weights or samples were not finite.
     """
 
     model: str

@@ -6,6 +6,7 @@ a seed that is not judged. Its samples are held against training examples (nearn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -60,7 +61,8 @@ def hold(
     try:
         enter(model, run, teacher, terms, time=time, seed=SEED, lr=lr, device=device)
         trained, _ = Run.open(run).load(device=device)
-        distance = Nearness(dataset, say)(name, trained.to(device))
+        far = Nearness(dataset, say)(name, trained.to(device))
+        distance = far if math.isfinite(far) else None
     except Diverged as error:
         say(f"{name}: {error}")
     return Trial(model, Run.open(run).config.lr, distance)
