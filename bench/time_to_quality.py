@@ -21,12 +21,14 @@ import math
 import statistics
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from interleave import RESULTS, keep, median, race, read, timers, write
+from interleave import RESULTS, keep, read, step_seconds, write
 from judge import MEASURES, Judge
 from torch import nn
 
@@ -62,11 +64,18 @@ def batch_of(step, size, seed):
 
 
 class Ours:
-    """`sfumato train fashion-mnist`; its learning rate falls to 0 at the end, so every time is a run of its own."""
+    """`sfumato train fashion-mnist`; its learning rate falls to 0 at the end, so every time is a run of its own.
 
-    def __init__(self, seed, steps):
+    Args:
+        seed: of weights, data and noise.
+        steps: of the run.
+        changes: to its model.
+    """
+
+    def __init__(self, seed, steps, **changes):
         asked = Asked("fashion-mnist", steps=steps, seed=seed, batch=32)
-        config = replace(configure(DATA, asked, Choices()), steps=steps)
+        config = configure(DATA, asked, Choices())
+        config = replace(config, steps=steps, model=replace(config.model, **changes))
         self.trainer = Trainer(Run.of(Path("nowhere"), config, DATA), DATA)
 
     def step(self, k):
@@ -193,14 +202,15 @@ class DCGAN:
         return pictures
 
 
+ALONE = {"sfumato": Ours, "sfumato, no guess": partial(Ours, ppca=0), "DCGAN": DCGAN}
 PEERS = {"diffusers": (Diffusers, "eps"), "denoising-diffusion-pytorch": (Lucidrains, "v")}
 DEFAULT_BATCH = 16  # in both libraries' training scripts
 
 
 def contestant(name, seed, steps, told):
     """Build a contestant by name."""
-    if name in ("sfumato", "DCGAN"):
-        return {"sfumato": Ours, "DCGAN": DCGAN}[name](seed, steps)
+    if name in ALONE:
+        return ALONE[name](seed, steps)
     library, _, recipe = name.partition(", ")
     if recipe == "default":
         return Peer(*PEERS[library], DEFAULT_BATCH, steps, seed)
@@ -210,17 +220,19 @@ def contestant(name, seed, steps, told):
     return peer
 
 
-def step_times():
-    """Seconds a step of everyone, in turns in one process."""
-    makers = {"sfumato": lambda: Ours(0, 10**6), "DCGAN": lambda: DCGAN(0, 1)}
+def step_times(known):
+    """Seconds a step of everyone, in turns in one process; who is missing is measured beside the first known."""
+    makers = {name: lambda make=make: make(0, 10**6) for name, make in ALONE.items()}
     for library, (kind, row) in PEERS.items():
         makers[f"{library}, default"] = lambda kind=kind, row=row: Peer(kind, row, DEFAULT_BATCH, 10**6, 0)
         for size in sorted({recipe["batch"] for recipe in RECIPES}):
             makers[f"{library}, {size}"] = lambda kind=kind, row=row, size=size: Peer(kind, row, size, 10**6, 0, 1e-3)
-    made = {name: make() for name, make in makers.items()}
-    rounds = race(timers({name: lambda each=each: [each.step(k) for k in range(4)] for name, each in made.items()}),
-                  dict.fromkeys(made, 1), 9)  # fmt: skip
-    return {name: round(median(rounds, name) / 4, 5) for name in made}
+
+    def stepping(name):
+        each = makers[name]()
+        return SimpleNamespace(advance=lambda: each.step(0))
+
+    return step_seconds(stepping, makers, known, steps=4)
 
 
 def tried(library, recipe, minutes, told):
@@ -265,7 +277,7 @@ def seconds_a_step(name, told):
 def fill(name, seed, told):
     """Train a contestant with one seed, and judge it at every time that is not told yet."""
     missing = [m for m in MINUTES if str(m) not in told["rows"].get(name, {}).get(str(seed), {})]
-    runs = [[m] for m in missing] if name == "sfumato" else [missing] * bool(missing)
+    runs = [[m] for m in missing] if name.startswith("sfumato") else [missing] * bool(missing)
     for run in runs:
         each = seconds_a_step(name, told)
         last = round(60 * run[-1] / each)
@@ -305,9 +317,10 @@ def curves():
 def main(seeds, names):
     told = {"n": N, "torch": torch.__version__, "search": {}, "rows": {}} | read(FILE)
     with tuned(torch.get_num_threads(), "cpu"):
-        if "step seconds" not in told:
-            told |= {"floor": JUDGE.of(JUDGE.known.train[:N]), "step seconds": step_times()}
-            write(FILE, told)
+        if "floor" not in told:
+            told["floor"] = JUDGE.of(JUDGE.known.train[:N])
+        told["step seconds"] = step_times(told.get("step seconds"))
+        write(FILE, told)
         peers = [f"{library}, {recipe}" for recipe in ("searched", "default") for library in PEERS]
         for library in PEERS:
             if not names or f"{library}, searched" in names:

@@ -25,9 +25,9 @@ SRC = ROOT / "src"
 
 ORDER = [
     "errors", "files", "defaults", "dist", "coupling", "condition", "language", "facts", "known", "hint", "schedule",
-    "process", "mixing", "grid", "rows", "weighting", "denoise", "guide", "ode", "score", "predict", "sampler.base",
-    "sampler.weights", "sampler.*", "sampler", "teaching", "density", "nn", "data", "models", "metrics", "engine",
-    "view", "verbs", "cli", "__main__",
+    "process", "ppca", "mixing", "grid", "rows", "weighting", "denoise", "guide", "ode", "score", "predict",
+    "sampler.base", "sampler.weights", "sampler.*", "sampler", "teaching", "density", "nn", "data", "models",
+    "metrics", "engine", "view", "verbs", "cli", "__main__",
 ]  # fmt: skip
 """A file imports only from entries above its own; files of one folder import each other, but not in a circle."""
 

@@ -3,6 +3,7 @@
 (1)  p_theta(x_s | x_t) = q(x_s | x_t, x_0 = x_0_hat(x_t, t))              (Ho et al. 2006.11239, sec. 3.2)
 (2)  network input: x_t / sqrt(alpha^2 sd^2 + sigma^2), of unit variance   (Karras et al. 2206.00364, table 1: c_in)
      and level = -logsnr/8 = ln(sigma/alpha)/4                             (c_noise)
+     and beside x_t, if wished, the best linear guess of x_0 / sd, ppca.py (2): a convolution sees little of a picture
 (3)  loss = w(t) |x_0 - x_0_hat|^2 = w(t) (sigma/D)^2 |target - output|^2, mean over dimensions; see weighting.py
 (4)  mmse(t) = E |x_0 - x_0_hat(x_t, t)|^2 / d, measured on data: the variance of x_0 that the estimate leaves open,
      from which the optimal reverse variance follows                       (Bao et al. 2201.06503, eq. 7)
@@ -38,6 +39,7 @@ from sfumato.dist import Normal, randn_like
 from sfumato.errors import UserError, choose
 from sfumato.hint import HINTS
 from sfumato.known import known, random_masks
+from sfumato.ppca import PPCA
 from sfumato.process import Gaussian, spread
 from sfumato.rows import ROWS, Estimate, input_scale
 from sfumato.schedule import Instant, Time
@@ -88,7 +90,7 @@ class Denoiser(nn.Module):
 
     Args:
         network: called as ``network(x, level, cond)`` with ``x`` of unit variance and level of shape (B,);
-            equation (2). It returns the shape of ``x``, with twice the channels for a learned variance. For a map it is
+            equation (2). It returns the shape of x_t, with twice the channels for a learned variance. For a map it is
             called as ``network(x, level, cond, to)``, ``to`` the level of s.
         process: the forward process.
         parameterisation: what the output stands for, a key of ``sfumato.rows.ROWS``.
@@ -102,6 +104,7 @@ class Denoiser(nn.Module):
         drop: share of the examples whose condition is dropped in training, for guidance; condition.py.
         masks: whether the network is shown parts of the pictures in training, under random masks; known.py.
         hint: what it is told of their outlines, a key of ``sfumato.hint.HINTS``; "" for nothing.
+        ppca: makes a guess of x_0 that the network sees in as many channels more; None for none.
 
     Raises:
         UserError: an unknown name, sigma_data <= 0, or a parameterisation that cannot be inverted at t = 1
@@ -126,6 +129,7 @@ class Denoiser(nn.Module):
         drop: float = 0.0,
         masks: bool = False,
         hint: str = "",
+        ppca: PPCA | None = None,
     ) -> None:
         super().__init__()
         choose("parameterisation", parameterisation, ROWS)
@@ -141,6 +145,7 @@ class Denoiser(nn.Module):
                 "signal (alpha = 0): use x0, v, flow or edm"
             )
         self.network = network
+        self.ppca = ppca
         self.process = process
         self.parameterisation = parameterisation
         self.weighting = weighting
@@ -175,7 +180,10 @@ class Denoiser(nn.Module):
         heard = [_level(now, x_t), cond]
         if self.gives == "map":
             heard.append(_level(now if s is None else schedule.at(s), x_t))
-        output = self.network(x_t / spread(input_scale(schedule, now, self.sigma_data), x_t), *heard)
+        x = x_t / spread(input_scale(schedule, now, self.sigma_data), x_t)
+        if self.ppca is not None:
+            x = torch.cat([x, self.ppca(x_t, now) / self.sigma_data], 1)
+        output = self.network(x, *heard)
         fraction = None
         if self.variance == "learned":
             if output.shape[1] != 2 * x_t.shape[1]:

@@ -60,6 +60,10 @@ structure a thirtieth as wide as all of them, at levels that the law of pictures
 lies where, that is decided at noise ten times as large as the data: after 600 steps on shapes 91% of the places were
 right, by the law of pictures 12% after 1,290."""
 
+DIRECTIONS = 32
+"""Of the Gaussian whose guess a network of pictures sees: after a minute of Fashion-MNIST its samples are nearer to
+the data by a quarter, and no nearer with 128."""
+
 FINENESS = 32
 """Steps in which the widths of a GAN or VAE are tried, as parts of those of a diffusion model."""
 EVEN, MORE = 8, range(-16, 17, 8)
@@ -175,6 +179,7 @@ def diffusion(dataset: Dataset, asked: Asked, setting: Setting, choices: Choices
         coupling=asked.coupling,
         variance="learned" if asked.learn_variance else "fixed",
         sigma_data=_spread(dataset, choices, aim["dequantise"]),
+        ppca=0 if points else _directions(dataset, choices),
         precision=precision,
     )
     return Recipe(model, optimizer, lr, CHEAP if points else None)
@@ -345,6 +350,13 @@ def _spread(dataset: Dataset, choices: Choices, dequantise: bool) -> float:
     sigma_data = math.hypot(float(dataset.codec.encode(dataset.sample(10_000)).std()), width / math.sqrt(12))
     choices.take("sigma_data", None, round(sigma_data, 4), "the data's standard deviation, measured")
     return sigma_data
+
+
+def _directions(dataset: Dataset, choices: Choices) -> int:
+    """Return the directions of the Gaussian whose guess a network sees."""
+    most = min(DIRECTIONS, math.prod(dataset.codec.dims) // 2, len(dataset.items) - 1)
+    rank: int = choices.take("ppca", None, most, "directions of a Gaussian of the data, whose guess the network sees")
+    return rank
 
 
 def _network(size: str, points: bool, transformer: bool = False, side: int = 0) -> dict[str, Any]:

@@ -91,6 +91,8 @@ class Trainer:
         if isinstance(codec, LatentCodec):
             self.own = codec.encoded(dataset)
             self.shown = self.own if self.shown is dataset else codec.encoded(self.shown)
+        if not checkpoint.checkpoints(run.checkpoints):
+            self.model.prepare(self.own)
         self.order = Order((self.config.seed, ORDER), len(self.shown.items), self.config.batch)
         self.ema, self.short = (copy.deepcopy(self.model).requires_grad_(False).eval() for _ in range(2))
         for model in (self.model, self.ema, self.short) if self.config.shard and self.workers.size > 1 else ():

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.condition import Condition, Row, Vocabulary
-from sfumato.data.codec import Codec
+from sfumato.data.codec import Codec, Dataset
 from sfumato.dist import Rng
 from sfumato.errors import UserError
 from sfumato.guide import Guidance
@@ -144,6 +144,13 @@ class GenerativeModel(Hearing, nn.Module, ABC):
     def noise(self, t: Tensor) -> Tensor | None:
         """Return the noise at what ``Learner.times`` drew, ln(sigma / (alpha sigma_data)); None if it is none."""
         return None
+
+    def prepare(self, dataset: Dataset) -> None:
+        """Take from data what no step learns, before the first one; what is known already stays as it is.
+
+        Args:
+            dataset: the examples to learn from, in this model's codec.
+        """
 
     def measure(self, x_0: Tensor, cond: Condition | None = None, rng: torch.Generator | None = None) -> list[Tensor]:
         """Measure what training leaves open, and return the buffers that hold it; workers average them.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.condition import NULL, Condition, Row, Vocabulary
-from sfumato.data.codec import Codec
+from sfumato.data.codec import Codec, Dataset
 from sfumato.defaults import GRID, SAMPLER, STEPS
 from sfumato.denoise import Denoiser, Given, Model, tells_mean
 from sfumato.density import vlb
@@ -26,6 +26,7 @@ from sfumato.models.base import GenerativeModel, Spec, Way
 from sfumato.nn import MLP, DiT, UNet
 from sfumato.nn.pictures import PictureNetwork
 from sfumato.nn.reader import Reader
+from sfumato.ppca import PPCA
 from sfumato.process import Gaussian
 from sfumato.sampler import State, Tuned, sampler, trajectory
 from sfumato.schedule import SCHEDULES
@@ -36,6 +37,8 @@ __all__ = ["Diffusion", "DiffusionSpec", "need_diffusion"]
 
 BOUND_CALLS = 32
 """Network calls for a bound on log p of an example."""
+FITTED = 10_000, 2**26
+"""Examples to which principal components are fitted, and their values together, at most."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class DiffusionSpec(Spec):
         tokens: words of a sentence, at most.
         reads: classes that a reader of noisy states tells apart, of a network that hears none; 0 without a reader.
         facts: for each column that a network of pictures hears the number of its values, 0 for a number.
+        ppca: directions of the Gaussian whose guess a network of pictures sees; 0 for none.
         variance: of the reverse step: "learned" by the network, for the sampler "ancestral-learned", or "fixed".
         gives: what the estimate stands for, a key of ``sfumato.denoise.GIVES``.
         sampler: that draws from it unless another is asked for.
@@ -95,6 +99,7 @@ class DiffusionSpec(Spec):
     tokens: int = 0
     reads: int = 0
     facts: tuple[int, ...] = ()
+    ppca: int = 0
     variance: Literal["fixed", "learned"] = "fixed"
     gives: str = "mean"
     sampler: str = SAMPLER
@@ -121,6 +126,7 @@ class DiffusionSpec(Spec):
             drop=self.drop,
             masks=self.masks,
             hint=self.hint,
+            ppca=PPCA(codec.dims, self.ppca) if self.ppca else None,
             **reader,
         )
         return Diffusion(denoiser, codec, tuple(classes), self.sampler, self.stops, vocabulary)
@@ -134,6 +140,8 @@ class DiffusionSpec(Spec):
             raise UserError("a network for points hears no sentences: leave --text out")
         if self.facts:
             raise UserError("a network for points hears no facts: leave --facts out")
+        if self.ppca:
+            raise UserError("a network for points sees no guess of them: leave ppca at 0")
         if self.masks:
             raise UserError("a mask hides a part of a picture, and these data are points: leave --masks out")
         return MLP(
@@ -154,6 +162,7 @@ class DiffusionSpec(Spec):
             "meaning": self.meaning,
             "facts": self.facts,
             "known": self.masks,
+            "guess": bool(self.ppca),
             "dropout": self.dropout,
             "out": self._heads * channels,
             "ends": self.gives == "map",
@@ -217,6 +226,12 @@ class Diffusion(GenerativeModel):
     @property
     def measured(self) -> bool:
         return not bool(self.denoiser.mmse.isnan().any())
+
+    def prepare(self, dataset: Dataset) -> None:
+        if self.denoiser.ppca is not None and not self.denoiser.ppca.fitted:
+            most, values = FITTED
+            few = dataset.sample(min(most, max(self.denoiser.ppca.rank + 1, values // math.prod(self.codec.dims))))
+            self.denoiser.ppca.fit(dataset.codec.encode(few))
 
     @property
     def network(self) -> nn.Module:

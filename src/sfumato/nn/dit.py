@@ -41,6 +41,7 @@ class DiT(PictureNetwork):
         meaning: as for ``PictureNetwork``.
         facts: as for ``PictureNetwork``.
         known: as for ``PictureNetwork``.
+        guess: as for ``PictureNetwork``.
         dropout: probability of dropping a hidden activation in training.
         out: channels of the output; by default as many as of the images.
         ends: as for ``PictureNetwork``.
@@ -63,6 +64,7 @@ class DiT(PictureNetwork):
         meaning: int = 0,
         facts: Sequence[int] = (),
         known: bool = False,
+        guess: bool = False,
         dropout: float = 0.0,
         out: int | None = None,
         ends: bool = False,
@@ -72,7 +74,7 @@ class DiT(PictureNetwork):
             raise ValueError(f"sines and cosines of two axes need a width that is a multiple of 4, got {width}")
         super().__init__(
             channels, width, patch, classes=classes, vocabulary=vocabulary, tokens=tokens, meaning=meaning,
-            facts=facts, known=known, ends=ends, precision=precision,
+            facts=facts, known=known, guess=guess, ends=ends, precision=precision,
         )  # fmt: skip
         self.width, self.patch = width, patch
         self.inlet = started(nn.Conv2d(self.inputs, width, patch, stride=patch))

@@ -22,7 +22,7 @@ class PictureNetwork(nn.Module, ABC):
     """A network for images of any height, width and number of channels.
 
     Attributes:
-        inputs: channels of what it sees, of the image and of what is known of it.
+        inputs: channels of what it sees, of the image, of a guess of it and of what is known of it.
         told: length of the vectors of words; 0 if there are none.
         control: a branch that follows hints, if it has one.
 
@@ -36,6 +36,7 @@ class PictureNetwork(nn.Module, ABC):
         meaning: width of what a language model says of a word; 0 if words are learned along.
         facts: for each column that it hears the number of its values, 0 for a number.
         known: whether it is shown what is known of a picture.
+        guess: whether images come with a guess of what they show, in as many channels more.
         ends: whether the network hears the level at which a step ends.
         precision: "bf16" computes inside the network in bfloat16 (autocast); weights and output keep their type.
     """
@@ -52,12 +53,14 @@ class PictureNetwork(nn.Module, ABC):
         meaning: int,
         facts: Sequence[int],
         known: bool,
+        guess: bool,
         ends: bool,
         precision: Literal["fp32", "bf16"],
     ) -> None:
         super().__init__()
         self.channels, self.multiple, self.known, self.precision = channels, multiple, known, precision
-        self.inputs = 2 * channels + 1 if known else channels
+        self.shown = channels * (1 + guess)
+        self.inputs = self.shown + (channels + 1) * known
         self.text = TextEncoder(vocabulary, tokens, meaning) if vocabulary else None
         self.told = self.text.width if self.text else 0
         self.conditioning = Conditioning(embedding, classes, ends, self.told, facts)
@@ -66,6 +69,7 @@ class PictureNetwork(nn.Module, ABC):
     def forward(self, x: Tensor, level: Tensor, cond: Condition | None = None, to: Tensor | None = None) -> Tensor:
         """Images x (B, C, H, W) of unit variance at noise level (B,), about -logsnr / 8, to (B, out, H, W), same type.
 
+        A network that sees a guess takes (B, 2 C, H, W), the guess last.
         ``to`` (B,) is the level at which a step ends, for a network that hears it.
 
         Sizes that are no multiple are padded with zeros below and to the right, and cropped back.
@@ -74,8 +78,8 @@ class PictureNetwork(nn.Module, ABC):
             ValueError: x has another shape, or parts of a condition or ends are missing where the network has them, or
                 given where it has none.
         """
-        if x.ndim != 4 or x.shape[1] != self.channels:
-            raise ValueError(f"this network takes pictures (B, {self.channels}, H, W), got {tuple(x.shape)}")
+        if x.ndim != 4 or x.shape[1] != self.shown:
+            raise ValueError(f"this network takes pictures (B, {self.shown}, H, W), got {tuple(x.shape)}")
         said = Condition() if cond is None else cond
         if self.control is None and said.hint is not None:
             raise ValueError("cond has a hint, but this network was built with hint=False")
@@ -113,10 +117,10 @@ class PictureNetwork(nn.Module, ABC):
         return heard
 
     def _with_known(self, x: Tensor, known: Tensor | None) -> Tensor:
-        """Return x with what is known of it, (B, 2 C + 1, H, W), of a network that is shown that."""
+        """Return x with what is known of it, C + 1 channels more, of a network that is shown that."""
         if not self.known:
             if known is not None:
                 raise ValueError("cond has a part that is known, but this network was built with known=False")
             return x
-        nothing = torch.zeros_like(torch.cat([x[:, :1], x], 1))
+        nothing = x.new_zeros(len(x), self.channels + 1, *x.shape[2:])
         return torch.cat([x, nothing if known is None else known], 1)

@@ -37,6 +37,7 @@ class UNet(PictureNetwork):
         meaning: as for ``PictureNetwork``.
         facts: for each column that it hears the number of its values, 0 for a number.
         known: whether it is shown what is known of a picture; by default nothing is.
+        guess: as for ``PictureNetwork``.
         hint: whether it has a branch that follows a hint; see control.py.
         dropout: probability of dropping a hidden activation in training.
         out: channels of the output; by default as many as of the images.
@@ -60,6 +61,7 @@ class UNet(PictureNetwork):
         meaning: int = 0,
         facts: Sequence[int] = (),
         known: bool = False,
+        guess: bool = False,
         hint: bool = False,
         dropout: float = 0.0,
         out: int | None = None,
@@ -71,7 +73,7 @@ class UNet(PictureNetwork):
         embedding = 4 * widths[0]
         super().__init__(
             channels, embedding, 2 ** (len(widths) - 1), classes=classes, vocabulary=vocabulary, tokens=tokens,
-            meaning=meaning, facts=facts, known=known, ends=ends, precision=precision,
+            meaning=meaning, facts=facts, known=known, guess=guess, ends=ends, precision=precision,
         )  # fmt: skip
         told = self.told
         self.inlet = started(nn.Conv2d(self.inputs, widths[0], 3, padding=1))
