@@ -65,7 +65,6 @@ CHANGES = {
     "mirrored": run(mirror=True),
     "no guess of a Gaussian": network(ppca=0),
     "guess of 8 directions": network(ppca=8),
-    "guess of 128 directions": network(ppca=128),
     "no dropout": network(dropout=0.0),
     "cool-down over 0.6": {"COOL_DOWN": 0.6},
     "cool-down over 0.1": {"COOL_DOWN": 0.1},

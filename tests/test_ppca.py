@@ -7,6 +7,10 @@ from sklearn.decomposition import PCA
 from sfumato.data import load
 from sfumato.denoise import Denoiser
 from sfumato.dist import stream
+from sfumato.engine.config import Config
+from sfumato.engine.run import Run
+from sfumato.engine.trainer import Trainer
+from sfumato.errors import UserError
 from sfumato.models.diffusion import DiffusionSpec
 from sfumato.ppca import PPCA
 from sfumato.process import Gaussian
@@ -121,3 +125,23 @@ def test_a_model_prepared_by_data_knows_them_and_keeps_what_it_knew(network):
     ppca.variances *= 2
     model.prepare(digits)
     assert ppca.variances.numpy() == pytest.approx(2 * wanted.explained_variance_, rel=1e-3)
+
+
+def test_a_network_for_points_sees_no_guess():
+    with pytest.raises(UserError, match="leave ppca at 0"):
+        DiffusionSpec("mlp", (8,), 1, ppca=2).build(load("moons").codec)
+
+
+def test_training_begins_with_the_fit_and_leaves_it_alone(tmp_path):
+    digits = load("digits")
+    config = Config("digits", DiffusionSpec("unet", (8,), 1, (False,), sigma_data=0.75, ppca=3), steps=3, threads=1)
+    trainer = Trainer(Run.create(tmp_path / "run", config, digits), digits)
+    before = {name: tensor.clone() for name, tensor in trainer.model.denoiser.ppca.state_dict().items()}
+    assert trainer.model.denoiser.ppca.fitted
+    for _ in range(3):
+        trainer.advance()
+    trainer.finish()
+    trainer.save()
+    for model in (trainer.model, trainer.ema, Run.open(tmp_path / "run").load()[0]):
+        now = model.denoiser.ppca.state_dict()
+        assert all(torch.equal(now[name], tensor) for name, tensor in before.items())
