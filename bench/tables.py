@@ -198,12 +198,12 @@ def stability(result: dict[str, Any], say: Say) -> Iterator[Table]:
             shown = [f"{statistics.median(row['steps'] for row in rows):.0f}"]
             for key in measures:
                 values = [row[key] for row in good]
-                ends = f"{min(values):.3g} to {max(values):.3g}"
-                shown.append(f"{statistics.median(values):.3g} ({ends})")
+                ends = f"{min(values):.4g} to {max(values):.4g}"
+                shown.append(f"{statistics.median(values):.4g} ({ends})")
             return [*shown, str(len(rows) - len(good))]
 
         rows = [[name, *cells(list(seeds.values()))] for name, seeds in told["rows"].items()]
-        real = ["", *(f"{told['real'][key]:.3g}" for key in measures), ""]
+        real = ["", *(f"{told['real'][key]:.4g}" for key in measures), ""]
         head = [say("steps"), *(say(key) for key in measures), say("failed")]
         count = max(len(seeds) for seeds in told["rows"].values())
         yield say("stability").format(case, count), head, [*rows, [say("real"), *real]]
