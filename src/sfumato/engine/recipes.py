@@ -61,8 +61,8 @@ lies where, that is decided at noise ten times as large as the data: after 600 s
 right, by the law of pictures 12% after 1,290."""
 
 DIRECTIONS = 32
-"""Of the Gaussian whose guess a network of pictures sees: after a minute of Fashion-MNIST samples are nearer to the data
-by a fifth (bench/time_to_quality.py), and were no nearer with 128."""
+"""Of the Gaussian whose guess a network of pictures sees: after a minute of Fashion-MNIST samples are nearer to the
+data by a fifth (bench/time_to_quality.py), and were no nearer with 128."""
 
 FINENESS = 32
 """Steps in which the widths of a GAN or VAE are tried, as parts of those of a diffusion model."""
