@@ -132,6 +132,12 @@ def test_a_network_for_points_sees_no_guess():
         DiffusionSpec("mlp", (8,), 1, ppca=2).build(load("moons").codec)
 
 
+@pytest.mark.parametrize("rank", [-3, 65])
+def test_a_rank_that_no_data_have_is_refused(rank):
+    with pytest.raises(UserError, match="1 to 64 directions"):
+        DiffusionSpec("unet", (8,), 1, (False,), ppca=rank).build(load("digits").codec)
+
+
 def test_training_begins_with_the_fit_and_leaves_it_alone(tmp_path):
     digits = load("digits")
     config = Config("digits", DiffusionSpec("unet", (8,), 1, (False,), sigma_data=0.75, ppca=3), steps=3, threads=1)

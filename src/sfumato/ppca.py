@@ -12,10 +12,13 @@ whole of x_t at the price of two thin matrix products.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
+from sfumato.errors import UserError
 from sfumato.process import spread
 from sfumato.schedule import Instant, Number
 
@@ -28,6 +31,9 @@ class PPCA(nn.Module):
     Args:
         dims: of a state.
         rank: directions V, at most as many as a state has values.
+
+    Raises:
+        UserError: no direction, or more.
 
     Attributes:
         mean: (*dims,).
@@ -43,6 +49,8 @@ class PPCA(nn.Module):
 
     def __init__(self, dims: tuple[int, ...], rank: int) -> None:
         super().__init__()
+        if not 0 < rank <= math.prod(dims):
+            raise UserError(f"ppca is 0, or 1 to {math.prod(dims):,} directions of these data, got {rank}")
         self.register_buffer("mean", torch.zeros(dims))
         self.register_buffer("directions", torch.zeros(rank, self.mean.numel()))
         self.register_buffer("variances", torch.zeros(rank))
