@@ -319,8 +319,9 @@ def main(seeds, names):
     with tuned(torch.get_num_threads(), "cpu"):
         if "floor" not in told:
             told["floor"] = JUDGE.of(JUDGE.known.train[:N])
+            write(FILE, told)
         told["step seconds"] = step_times(told.get("step seconds"))
-        write(FILE, told)
+        keep(FILE, told["step seconds"], "step seconds")
         peers = [f"{library}, {recipe}" for recipe in ("searched", "default") for library in PEERS]
         for library in PEERS:
             if not names or f"{library}, searched" in names:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sfumato.errors import UserError
 from sfumato.process import spread
-from sfumato.schedule import Instant, Number
+from sfumato.schedule import Instant
 
 __all__ = ["PPCA"]
 
@@ -93,10 +93,6 @@ class PPCA(nn.Module):
 
 
 def _slope(now: Instant, variance: Tensor, z: Tensor) -> Tensor:
-    """Return c of equation (2) for each row of z and each variance, (B or 1, number of variances)."""
-    alpha, sigma = (_column(each, z) for each in (now.alpha, now.sigma))
+    """Return c of equation (2) for each variance, one row for each of z if these have times of their own."""
+    alpha, sigma = spread(now.alpha, z), spread(now.sigma, z)
     return alpha * variance / (alpha**2 * variance + sigma**2)
-
-
-def _column(value: Number, z: Tensor) -> Tensor:
-    return torch.as_tensor(value, dtype=z.dtype, device=z.device).view(-1, 1)

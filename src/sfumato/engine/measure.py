@@ -49,10 +49,12 @@ def best_batch(config: Config, dataset: Dataset) -> tuple[int, str]:
     best, speed = 0, 0.0
     latents = isinstance(dataset.codec, LatentsCodec)
     batches, gain = (LATENTS, GAIN_OF_LATENTS) if latents else (BATCHES, GAIN)
+    run = Run.of(Path("nowhere"), replace(config, batch=batches[0], parts=1, compile=False), dataset)
     with tuned(config.threads, config.device):
+        trainer = Trainer(run, dataset)  # one for all: what it takes from the data before its first step takes time
         for batch in batches:
-            run = Run.of(Path("nowhere"), replace(config, batch=batch, parts=1, compile=False), dataset)
-            there = batch / pace(Trainer(run, dataset), SECONDS)
+            trainer.order.batch = batch
+            there = batch / pace(trainer, SECONDS)
             if there < gain * speed:
                 return best, f"{speed:,.0f} images/s, {batch} would give {there:,.0f}"
             best, speed = batch, there

@@ -91,7 +91,8 @@ class Trainer:
         if isinstance(codec, LatentCodec):
             self.own = codec.encoded(dataset)
             self.shown = self.own if self.shown is dataset else codec.encoded(self.shown)
-        if not checkpoint.checkpoints(run.checkpoints):
+        begun = bool(checkpoint.checkpoints(run.checkpoints))
+        if not begun:
             self.model.prepare(self.own)
         self.order = Order((self.config.seed, ORDER), len(self.shown.items), self.config.batch)
         self.ema, self.short = (copy.deepcopy(self.model).requires_grad_(False).eval() for _ in range(2))
@@ -108,7 +109,7 @@ class Trainer:
         self._recent: list[tuple[int, Tensor, Tensor]] = []  # not read from the device yet
         self._read: list[tuple[Tensor, float]] = []  # not logged yet
         self.damaged: tuple[tuple[Path, str], ...] = ()
-        if checkpoint.checkpoints(run.checkpoints):
+        if begun:
             self._restore()
         if self.config.compile:
             self.model.compile_networks()

@@ -37,7 +37,7 @@ __all__ = ["Diffusion", "DiffusionSpec", "need_diffusion"]
 
 BOUND_CALLS = 32
 """Network calls for a bound on log p of an example."""
-FITTED = 10_000, 2**26
+FITTED, FITTED_VALUES = 10_000, 2**26
 """Examples to which principal components are fitted, and their values together, at most."""
 
 
@@ -228,10 +228,10 @@ class Diffusion(GenerativeModel):
         return not bool(self.denoiser.mmse.isnan().any())
 
     def prepare(self, dataset: Dataset) -> None:
-        if self.denoiser.ppca is not None and not self.denoiser.ppca.fitted:
-            most, values = FITTED
-            few = dataset.sample(min(most, max(self.denoiser.ppca.rank + 1, values // math.prod(self.codec.dims))))
-            self.denoiser.ppca.fit(dataset.codec.encode(few))
+        ppca = self.denoiser.ppca
+        if ppca is not None and not ppca.fitted:
+            few = max(ppca.rank + 1, FITTED_VALUES // math.prod(self.codec.dims))
+            ppca.fit(dataset.codec.encode(dataset.sample(min(FITTED, few))))
 
     @property
     def network(self) -> nn.Module:
