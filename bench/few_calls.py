@@ -45,13 +45,14 @@ def latency(model):
     """How many times as long a call of `sample` takes as bare forward passes on the same batches."""
     size = model.batch
     batches = -(-PICTURES // size)
-    x, level = torch.randn(size, *model.codec.dims), torch.zeros(size)
+    network = model.denoiser.network
+    x, level = torch.randn(size, network.shown, *model.codec.dims[1:]), torch.zeros(size)
     labels = model.conditions(range(size))
 
     @torch.no_grad()
     def forward():
         for _ in range(batches):
-            model.denoiser.network(x, level, labels)
+            network(x, level, labels)
 
     works = timers({"sample": lambda: model.sample(batches * size), "forward": forward})
     rounds = race(works, dict.fromkeys(works, 1), 9)
