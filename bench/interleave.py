@@ -9,6 +9,7 @@ processes used more than a tenth of a core is dropped.
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import math
@@ -29,6 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from sfumato.files import write_atomic
 
 Work = Callable[[], object]
 Timer = Callable[[int], tuple[float, float]]
@@ -205,7 +208,7 @@ def write(name: str, result: dict[str, Any]) -> None:
     if "cases" in result:
         result["cases"] = read(name).get("cases", {}) | result["cases"]
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
+    write_atomic(RESULTS / name, (json.dumps(result, indent=1) + "\n").encode())
 
 
 def keep(name: str, value: Any, *path: str) -> None:
@@ -216,8 +219,14 @@ def keep(name: str, value: Any, *path: str) -> None:
         value: for JSON.
         path: keys that lead to it.
     """
-    told = within = read(name)
-    for key in path[:-1]:
-        within = within.setdefault(key, {})
-    within[path[-1]] = value
-    write(name, told)
+    RESULTS.mkdir(exist_ok=True)
+    folder = os.open(RESULTS, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    try:
+        told = within = read(name)
+        for key in path[:-1]:
+            within = within.setdefault(key, {})
+        within[path[-1]] = value
+        write(name, told)
+    finally:
+        os.close(folder)  # and so the lock

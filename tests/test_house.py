@@ -25,8 +25,8 @@ SRC = ROOT / "src"
 
 ORDER = [
     "errors", "files", "defaults", "dist", "coupling", "condition", "language", "facts", "known", "hint", "schedule",
-    "process", "ppca", "mixing", "grid", "rows", "weighting", "denoise", "guide", "ode", "score", "predict",
-    "sampler.base", "sampler.weights", "sampler.*", "sampler", "teaching", "density", "nn", "data", "models",
+    "process", "ppca", "mixing", "grid", "rows", "weighting", "denoise", "overheard", "guide", "ode", "score",
+    "predict", "sampler.base", "sampler.weights", "sampler.*", "sampler", "teaching", "density", "nn", "data", "models",
     "metrics", "engine", "view", "verbs", "cli", "__main__",
 ]  # fmt: skip
 """A file imports only from entries above its own; files of one folder import each other, but not in a circle."""

@@ -30,11 +30,11 @@ class Tap(nn.Module):
 
 
 class Linear(nn.Module):
-    """log p(y = 1 | x) - log p(y = 0 | x) = 2 x[0] of what the part shows."""
+    """log p(y = 1 | x) - log p(y = 0 | x) = 2 f[0], f = sqrt(2) x / |x| of what the part shows."""
 
     def forward(self, features):
-        (x,) = features
-        return torch.stack([torch.zeros(len(x)), 2 * x[:, 0]], 1).to(x.dtype)
+        f = features[0][:, 0]
+        return torch.stack([torch.zeros(len(f)), 2 * f[:, 0]], 1).to(f.dtype)
 
 
 def model():
@@ -43,7 +43,7 @@ def model():
 
 
 def test_a_label_adds_the_gradient_of_what_is_read():
-    """The network sees x_t of unit variance as it is, so log p(1 | x_t) = log sigmoid(2 x[0])."""
+    """The network sees x_t of unit variance as it is, so log p(1 | x_t) = log sigmoid(2 f[0])."""
     reads, t = model().double(), 0.6
     x = torch.randn(50, 2, dtype=torch.float64)
     now = reads.process.schedule.at(t)
@@ -52,9 +52,10 @@ def test_a_label_adds_the_gradient_of_what_is_read():
     label = torch.tensor([0, 1] * 25)
     told = reads(x, t, Condition(label)).x0
     sign = 2.0 * label - 1
-    rise = sign * 2 * torch.sigmoid(-sign * 2 * x[:, 0])
-    torch.testing.assert_close(told[:, 0], plain[:, 0] + now.sigma**2 / now.alpha * rise)
-    torch.testing.assert_close(told[:, 1], plain[:, 1])
+    f = 2**0.5 * x / x.norm(dim=1, keepdim=True)
+    turn = f[:, 1:] * torch.stack([f[:, 1], -f[:, 0]], 1) / (2**0.5 * x.norm(dim=1, keepdim=True))  # gradient of f[0]
+    rise = (sign * 2 * torch.sigmoid(-sign * 2 * f[:, 0]))[:, None] * turn
+    torch.testing.assert_close(told, plain + now.sigma**2 / now.alpha * rise)
     assert torch.equal(reads(x, t, Condition(torch.full((50,), NULL))).x0, plain)
     mixed = reads(x, t, Condition(torch.where(label == 0, NULL, 1))).x0
     torch.testing.assert_close(mixed[label == 0], plain[label == 0])

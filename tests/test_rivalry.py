@@ -10,9 +10,10 @@ from pupils import mlp, taught, trained
 from sfumato.condition import Condition
 from sfumato.dist import stream
 from sfumato.nn import UNet
+from sfumato.overheard import heard, overheard
 from sfumato.teaching import Matching, Rivalry, Task, base
 from sfumato.teaching.base import still
-from sfumato.teaching.rivalry import Adversary, drawn_by, heard, overheard
+from sfumato.teaching.rivalry import Adversary, drawn_by
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +74,11 @@ def test_equal_laws_are_worth_log_2():
 
 def test_an_adversary_judges_under_a_label():
     torch.manual_seed(0)
-    heads, features = Adversary([8, 16], 3), [torch.randn(5, 8, 4, 4), torch.randn(5, 16, 2, 2)]
+    heads, features = Adversary([8, 16], 3), [torch.randn(5, 16, 8), torch.randn(5, 4, 16)]
     one, other = (heads(features, Condition(torch.full((5,), label))) for label in (0, 2))
     assert one.shape == (5,)
     assert not torch.allclose(one, other)
-    with_more = [torch.cat([each, each], -1) for each in features]  # the mean over places
+    with_more = [torch.cat([each, each], 1) for each in features]  # the mean over places
     torch.testing.assert_close(heads(with_more, Condition(torch.zeros(5, dtype=torch.long))), one)
 
 
@@ -85,7 +86,9 @@ def test_what_is_overheard_is_what_the_network_is_built_of():
     network = UNet(1, widths=(8, 16), blocks=1, attention=(False, True))
     with overheard(network) as features:
         network(torch.randn(2, 1, 8, 8), torch.zeros(2))
-    assert [each.shape[1] for each in features] == [width for _, width in network.parts] == [8, 16, 16, 8]
+    assert [each.shape[-1] for each in features] == [width for _, width in network.parts] == [8, 16, 16, 8]
+    for each in features:
+        torch.testing.assert_close(each.square().mean(-1), torch.ones(each.shape[:-1]), atol=1e-3, rtol=0)
     assert not any(part._forward_hooks for part, _ in network.parts)
 
 

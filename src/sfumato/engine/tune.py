@@ -1,12 +1,16 @@
 """A way back learned for one number of calls: its stops, the times the network hears, and the weights of the estimates.
 
-(1)  minimise the mean distance |x(z; table) - x*(z)| / sqrt(d) over noise z,  x* the end of many steps from the same z
+(1)  minimise the mean over noise z of  rms(x - x*) + mean over k of rms(m_k(x) - m_k(x*)),   x = x(z; table),
+     x* the end of many steps from the same z, m_k the mean over places of f_k of overheard.py, with hardly any noise
 
 The table (sampler/tuned.py) starts as the usual sampler on the usual grid. Its stops move with the weights that belong
 to them, which are the integrals of sampler/weights.py; what is learned of the weights is a correction. At t = 1 the
 network hears less noise than there is, and learns how much: an estimate in pure noise is hardly more than the data's
 mean, too little for one of few calls. A few dozen numbers and a few hundred paths of the teacher are enough (Tong et
 al. 2405.15506; Zhou et al. 2502.17423). The model's own weights stay as they are.
+
+By values alone the nearest end is a blurred one, whose samples as a law are farther from the data (measured, of
+Fashion-MNIST in 5 calls: 0.35 instead of 0.29). The features are the model's own, not those that samples are judged by.
 
 (2)  table = first + w (learned - first)     in lambda of the stops and of what is heard, and in the weights
 
@@ -41,6 +45,7 @@ from sfumato.errors import UserError
 from sfumato.files import write_atomic
 from sfumato.grid import logsnr
 from sfumato.models.diffusion import Diffusion, need_diffusion
+from sfumato.overheard import heard
 from sfumato.sampler import Midpoint, Tuned, generate
 from sfumato.sampler.adams import EVERY
 from sfumato.sampler.weights import lam
@@ -54,6 +59,7 @@ MANY = 48  # steps of the way whose end is the aim
 BATCH = 32
 HELD_OUT = 64
 FIRST = 20.0  # noise that the network hears at t = 1, in units of the data's, before it is learned
+HEARD = 0.1  # noise, in units of the data's, of the states whose features are compared
 LR = 0.02
 PATHS = 0  # what a stream is for
 FURTHER = (1.0, 1.1, 1.2, 1.3, 1.4, 1.5)
@@ -115,8 +121,8 @@ class Table(nn.Module):
     def forward(self, model: Given, x: Tensor) -> Tensor:
         """Return the end of the way from noise x (B, ...)."""
         past: list[Tensor] = []
-        for heard, (keep, weights) in zip(self.heard(), self.rows(), strict=True):
-            past = [model(x, heard).x0, *past][:WINDOW]
+        for now, (keep, weights) in zip(self.heard(), self.rows(), strict=True):
+            past = [model(x, now).x0, *past][:WINDOW]
             x = _times(keep, x)
             for weight, x0 in zip(weights, past, strict=False):
                 x = x + _times(weight, x0)
@@ -241,17 +247,32 @@ def _paths(model: Diffusion, n: int, seed: int, show: Watch, stop: Interrupt) ->
     return noise, torch.cat(ends)
 
 
-def _error(way: Way, model: Diffusion, index: Tensor, noise: Tensor, ends: Tensor) -> Tensor:
-    """Return the mean square distance of some paths, by their places in ``noise``, which their classes go by, (B,)."""
-    end = way(_given(model, index), noise[index].to(model.device))
-    square: Tensor = (end - ends[index].to(model.device)).square().flatten(1).mean(1)
-    return square
+def _both(way: Way, model: Diffusion, index: Tensor, noise: Tensor, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where the way and many steps lead, (B, ...), by places in ``noise``, which the classes go by."""
+    return way(_given(model, index), noise[index].to(model.device)), ends[index].to(model.device)
+
+
+def _rms(difference: Tensor) -> Tensor:
+    """Return the root mean square of each example, (B,)."""
+    square: Tensor = difference.square().flatten(1).mean(1)
+    return square.sqrt()
 
 
 @torch.no_grad()
 def _distance(way: Way, model: Diffusion, index: Tensor, noise: Tensor, ends: Tensor) -> float:
-    parts = [_error(way, model, some, noise, ends) for some in torch.split(index, BATCH)]
-    return float(torch.cat(parts).sqrt().mean())
+    parts = [torch.sub(*_both(way, model, some, noise, ends)) for some in torch.split(index, BATCH)]
+    return float(_rms(torch.cat(parts)).mean())
+
+
+def _loss(table: Table, model: Diffusion, index: Tensor, noise: Tensor, ends: Tensor) -> Tensor:
+    """Return equation (1), for some paths."""
+    end, goal = _both(table, model, index, noise, ends)
+    schedule, cond = table.schedule, _given(model, index).cond
+    level = torch.tensor(HEARD * model.denoiser.sigma_data, dtype=torch.float64)
+    now = schedule.at(schedule.time(-2 * level.log()))
+    features = [heard(model.denoiser, _times(now.alpha, x), now, cond) for x in (end, goal)]
+    apart = [_rms((a - b).mean(1)) for a, b in zip(*features, strict=True)]
+    return (_rms(end - goal) + torch.stack(apart).mean(0)).mean()
 
 
 def _learn(
@@ -274,7 +295,7 @@ def _learn(
         for group in optimiser.param_groups:
             group["lr"] = LR * (1 + math.cos(math.pi * k / rounds)) / 2
         index = torch.randperm(paths, generator=stream(seed, PATHS + 1, k))[:BATCH]
-        loss = _error(table, model, index, noise, ends).sqrt().mean()
+        loss = _loss(table, model, index, noise, ends)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()

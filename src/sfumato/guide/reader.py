@@ -9,8 +9,6 @@ takes this: guidance by a weight is (1) with the weight on its last term.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -22,11 +20,12 @@ from sfumato.condition import Condition
 from sfumato.denoise import Denoiser
 from sfumato.dist import randn_like
 from sfumato.guide.toward import told
+from sfumato.overheard import overheard
 from sfumato.process import spread
 from sfumato.rows import Estimate
 from sfumato.schedule import Instant, Time
 
-__all__ = ["Reading", "overheard"]
+__all__ = ["Reading"]
 
 
 class Reading(Denoiser):
@@ -94,19 +93,3 @@ def _parted(cond: Condition | None) -> tuple[Tensor | None, Condition | None]:
         return None, None
     rest = replace(cond, label=None)
     return cond.label, rest if rest.parts else None
-
-
-@contextmanager
-def overheard(network: Any) -> Iterator[list[Tensor]]:
-    """Collect what the parts of a network make of what it is called with inside, in order.
-
-    Args:
-        network: of ``sfumato.nn``, which tells its parts.
-    """
-    heard: list[Tensor] = []
-    hooks = [part.register_forward_hook(lambda _, __, out: heard.append(out)) for part, _ in network.parts]
-    try:
-        yield heard
-    finally:
-        for hook in hooks:
-            hook.remove()

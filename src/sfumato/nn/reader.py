@@ -30,11 +30,9 @@ class Reader(nn.Module):
         self.outlet = nn.Linear(WIDTH, classes)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Features (B, C, ...) of every part to (B, classes) logits."""
+        """Features (B, places, C) of every part to (B, classes) logits."""
         told = []
         for each, inlet, hidden in zip(features, self.inlets, self.hidden, strict=True):
-            h = F.rms_norm(each.movedim(1, -1).float(), each.shape[1:2])
-            h = F.leaky_relu(hidden(F.leaky_relu(inlet(h), SLOPE)), SLOPE)
-            told.append(h.flatten(1, -2).mean(1) if h.ndim > 2 else h)
+            told.append(F.leaky_relu(hidden(F.leaky_relu(inlet(each), SLOPE)), SLOPE).mean(1))
         logits: Tensor = self.outlet(torch.stack(told).sum(0))
         return logits

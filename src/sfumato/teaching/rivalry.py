@@ -1,12 +1,12 @@
 """Rivalry: what the student draws shall not be told from data, by what the teacher's network makes of both in noise.
 
-(1)  d(x_t)  = sum over the network's parts of the mean over places of h(features, label),  h small networks, "heads"
+(1)  d(x_t)  = sum over the network's parts of the mean over places of h(f_k, label),  h small networks, "heads"
 (2)  heads   : softplus(d(x_t') - d(x_t)),     student: softplus(d(x_t) - d(x_t')),     x_t of data, x_t' the student's
 
-The features are the teacher's own and stay as they are, at all noise levels (Sauer et al. 2403.12015, sec. 3). Pairs
-have the same label and level; that each is judged beside the other keeps all of the data in sight
-(Jolicoeur-Martineau 1807.00734, sec. 4). A student of several calls learns through all of them: judged by its single
-steps it came no nearer (measured).
+The f_k of overheard.py are the teacher's own and stay as they are, at all noise levels (Sauer et al. 2403.12015,
+section 3). Pairs have the same label and level; that each is judged beside the other keeps all of the data in sight
+(Jolicoeur-Martineau 1807.00734, section 4). A student of several calls learns through all of them: judged by its
+single steps it came no nearer (measured).
 
 Heads and student take turns, the heads first and for a while alone, and neither may have momentum: it would go on
 against what the other has become. At once, or with momentum, the student falls apart (measured).
@@ -28,9 +28,8 @@ from torch import Tensor, nn
 from sfumato.condition import Condition
 from sfumato.denoise import Denoiser, Given
 from sfumato.dist import randn_like
-from sfumato.guide.reader import overheard
+from sfumato.overheard import heard
 from sfumato.sampler import Consistency
-from sfumato.schedule import Instant
 from sfumato.teaching.base import Method, Task, noisy, still
 
 __all__ = ["Adversary", "Rivalry"]
@@ -110,7 +109,7 @@ class Adversary(nn.Module):
         self.heads = nn.ModuleList(Head(width, classes) for width in widths)
 
     def forward(self, features: Sequence[Tensor], cond: Condition | None) -> Tensor:
-        """Features (B, C, ...) of every part and conditions to d, (B,)."""
+        """Features (B, places, C) of every part and conditions to d, (B,)."""
         said = [head(each, cond) for head, each in zip(self.heads, features, strict=True)]
         return torch.stack(said).sum(0)
 
@@ -125,16 +124,7 @@ class Head(nn.Module):
         self.label = nn.Embedding(classes, WIDTH) if classes else None
 
     def forward(self, features: Tensor, cond: Condition | None) -> Tensor:
-        """Features (B, C, ...) and conditions to (B,)."""
-        h = F.rms_norm(features.movedim(1, -1).float(), features.shape[1:2])
-        h = F.leaky_relu(self.hidden(F.leaky_relu(self.inlet(h), SLOPE)), SLOPE)
-        h = h.flatten(1, -2).mean(1) if h.ndim > 2 else h
+        """Features (B, places, C) and conditions to (B,)."""
+        h = F.leaky_relu(self.hidden(F.leaky_relu(self.inlet(features), SLOPE)), SLOPE).mean(1)
         said: Tensor = self.outlet(h)[:, 0]
         return said if self.label is None or cond is None else said + (self.label(cond.label) * h).mean(1)
-
-
-def heard(teacher: Denoiser, x_t: Tensor, now: Instant, cond: Condition | None) -> list[Tensor]:
-    """Return what each part of the teacher's network makes of x_t, (B, C, ...)."""
-    with overheard(teacher.network) as features:
-        teacher(x_t, now, cond)
-    return features
