@@ -22,7 +22,11 @@ from sfumato.teaching import METHODS, Method
 
 __all__ = ["Wanted", "config_of", "distill"]
 
-USUAL = Usual(time=("10m", "enough to come near a small teacher"), lr=(1e-3, "a student begins near its end"))
+USUAL = Usual(
+    time=("10m", "enough to come near a small teacher"),
+    lr=(1e-3, "a student begins near its end"),
+    batch=(32, "steps help more than examples"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

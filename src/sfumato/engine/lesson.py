@@ -122,7 +122,7 @@ class Lesson:
         """
         self.step, self.done = step, step / total
         *_, last = self.methods
-        if last is not self.method and self.done >= 1 - last.share and step >= last.after:
+        if last is not self.method and 1 - self.done <= last.share and step >= last.after:
             self._begin(step)
             return True
         if int(self.done * self.method.stages) > self.stage:

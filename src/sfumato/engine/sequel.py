@@ -16,14 +16,12 @@ from sfumato.models.base import GenerativeModel
 
 __all__ = ["Sequel", "Usual", "create"]
 
-BATCH = 64
-
-
 class Usual(NamedTuple):
     """What a kind of sequel does where nothing else is asked, each with its reason."""
 
     time: tuple[str, str]
     lr: tuple[float, str]
+    batch: tuple[int, str] = (64, "as judged")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +49,7 @@ class Sequel:
         return replace(
             base,
             seed=self.seed,
-            batch=choices.take("batch", self.batch, BATCH, "as judged"),
+            batch=choices.take("batch", self.batch, *usual.batch),
             parts=1,
             lr=choices.take("lr", self.lr, *usual.lr),
             steps=steps,

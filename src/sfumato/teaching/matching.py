@@ -40,7 +40,7 @@ __all__ = ["Matching"]
 
 START = 5.0  # noise, in units of the data's, that counts as pure: what the teacher makes of it is no mere mean
 MIDDLE = 1.0  # noise at the last stop before 0, if there are several
-NEAR = 1_400  # steps after which a student of one call is near enough to the data for a rival
+NEAR = 2_000  # steps after which a student of one call is near enough to the data for a rival
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Matching(Method):
         return {"critic": copy.deepcopy(teacher).requires_grad_(True)}
 
     def finish(self, stops: tuple[float, ...]) -> Method | None:
-        return Rivalry(stops) if self.calls > 1 else Rivalry(stops, share=0.2, after=NEAR)
+        return Rivalry(stops) if self.calls > 1 else Rivalry(stops, share=0.5, after=NEAR)
 
     def stops(self, schedule: Schedule, calls: int, sigma_data: float) -> Tensor:
         return jumps(schedule, calls, sigma_data, START, MIDDLE)

@@ -50,10 +50,10 @@ class Rivalry(Method):
 
     way: tuple[float, ...]
     gives = "end"
-    share: float = 0.4
+    share: float = 0.7
     after: int = 0
     ema = 0.25  # rivals go in circles, and what comes nearest to the data is the middle
-    law = (-0.8, 1.2)
+    law = (-1.5, 1.0)
     pace = 0.1
     pace_beside = 10.0  # heads that fall behind let the student leave parts of the data out
     momentum = False
