@@ -16,6 +16,7 @@ from sfumato.models.base import GenerativeModel
 
 __all__ = ["Sequel", "Usual", "create"]
 
+
 class Usual(NamedTuple):
     """What a kind of sequel does where nothing else is asked, each with its reason."""
 
