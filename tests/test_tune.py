@@ -11,9 +11,10 @@ import sfumato
 from commands import fails
 from oracles import Exact, mixture
 from sfumato.defaults import SAMPLER
+from sfumato.denoise import Given
 from sfumato.dist import stream
 from sfumato.engine import nearness
-from sfumato.engine.tune import FIRST, FURTHER, Table
+from sfumato.engine.tune import FIRST, FURTHER, Table, _loss
 from sfumato.errors import UserError
 from sfumato.models.base import Way
 from sfumato.process import Gaussian
@@ -71,6 +72,17 @@ def test_what_was_tuned_is_used_for_its_calls_alone(run, capsys):
         model.sample(2, steps=6, method="tuned")
     files = sfumato.sample(run, n=3, steps=4)
     assert "tuned-tuned-4" in str(files[0])
+
+
+@torch.no_grad()
+def test_the_loss_counts_what_the_network_makes_of_an_end(run):
+    """Nothing where the ends are the table's own; elsewhere more than the distance of the values alone."""
+    model = sfumato.load(run)
+    table = Table(model.denoiser.process.schedule, 4, FIRST * model.denoiser.sigma_data)
+    noise, index = torch.randn(16, 2, generator=stream(3)), torch.arange(16)
+    ends = table(Given(model.denoiser, None), noise)
+    assert float(_loss(table, model, index, noise, ends)) < 1e-5
+    assert float(_loss(table, model, index, noise, ends + 0.3)) > 0.3 + 0.01
 
 
 def told(folder, best, monkeypatch):

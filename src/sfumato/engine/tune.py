@@ -300,7 +300,7 @@ def _learn(
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         left = (time.monotonic() - begin) / (k + 1) * (rounds - k - 1)
-        show.update(k + 1, rounds, f"distance {float(loss.detach()):.4f}  {duration(left)} left")
+        show.update(k + 1, rounds, f"loss {float(loss.detach()):.4f}  {duration(left)} left")
 
 
 def _chosen(table: Table, run: Run, device: str, show: Watch) -> tuple[Tuned, float]:
