@@ -5,7 +5,11 @@ import tempfile
 
 import torch
 
+from sfumato.engine import nearness
+
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sfumato-tests-")  # what is cached stays out of the user's own
 
 # The tensors of these tests are tiny: a second thread costs more than it computes, six times more on a busy machine.
 torch.set_num_threads(1)
+
+nearness.DRAWN = 200  # a choice that tests make need not be a good one

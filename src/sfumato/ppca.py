@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from sfumato.errors import UserError
@@ -73,6 +72,8 @@ class PPCA(nn.Module):
         Args:
             x_0: (N, *dims) data, N above the rank.
         """
+        from sklearn.decomposition import PCA  # here, since what is fitted is read back without it
+
         found = PCA(self.rank, random_state=0).fit(x_0.flatten(1).cpu().numpy())
         self.mean.copy_(torch.from_numpy(found.mean_).view_as(self.mean))
         self.directions.copy_(torch.from_numpy(found.components_))
