@@ -2,8 +2,9 @@
 
     python bench/shipped.py RUN NAME [TEACHER]       writes src/sfumato/weights/NAME
 
-TEACHER is the name under which a student's teacher comes along. What was tuned for the weights is kept for the rounded
-ones. How good those are, `sfumato evaluate NAME` tells.
+TEACHER is the name under which a student's teacher comes along; a student's weights are rounded to bfloat16, in which
+it computes: float16 between cost its few calls 4% in distance instead of 1%. What was tuned for the weights is kept for
+the rounded ones. How good those are, `sfumato evaluate NAME` tells.
 """
 
 import dataclasses
@@ -11,6 +12,8 @@ import json
 import shutil
 import sys
 from pathlib import Path
+
+import torch
 
 from sfumato.engine import checkpoint
 from sfumato.engine.config import write_config
@@ -24,8 +27,9 @@ def main(folder, name, teacher=None):
     run, place = Run.open(Path(folder)), SHIPPED / name
     model, notes = run.load()
     shutil.rmtree(place, ignore_errors=True)
+    half = torch.float16 if teacher is None else torch.bfloat16
     # what a model's estimate is made of may be rounded; the mmse of ancestral sampling is a table of 45 numbers
-    tensors = {f"ema.{key}": value if "mmse" in key else value.half() for key, value in model.state_dict().items()}
+    tensors = {f"ema.{key}": value if "mmse" in key else value.to(half) for key, value in model.state_dict().items()}
     checkpoint.save(place / "checkpoints", int(notes["step"]), tensors, notes)
     student = run.config.student if teacher is None else dataclasses.replace(run.config.student, teacher=teacher)
     write_config(place / "config.toml", dataclasses.replace(run.config, student=student, tensorboard=False))

@@ -46,13 +46,14 @@ class Rivalry(Method):
         way: times of the student's way back, falling to 0.
         share: see Method.
         after: see Method.
+        ema: see Method.
     """
 
     way: tuple[float, ...]
     gives = "end"
     share: float = 0.7
     after: int = 0
-    ema = 0.25  # rivals go in circles, and what comes nearest to the data is the middle
+    ema: float = 0.125  # rivals go in circles, and what comes nearest to the data is the middle
     law = (-1.5, 1.0)
     pace = 0.1
     pace_beside = 10.0  # heads that fall behind let the student leave parts of the data out
