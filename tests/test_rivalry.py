@@ -1,5 +1,6 @@
 """The end of a student's training: what it draws is judged beside data."""
 
+import dataclasses
 import math
 
 import pytest
@@ -61,6 +62,17 @@ def test_rivals_play_for_the_same_stake():
         features = heard(teacher, base.noisy(each, torch.randn(64, 1, generator=rng), now), now, None)
         d.append(still(task(0).beside["adversary"], features, None))
     torch.testing.assert_close(heads - student_s, d[1] - d[0], atol=1e-5, rtol=1e-4)
+
+
+def test_heads_pay_for_being_sure():
+    """By the square of what is between data and samples, and the student does not."""
+    method, student, teacher, _, task = rivals()
+    calm = dataclasses.replace(method, calm=0.5)
+    heads, paying = (each.loss(student, teacher, task(method.lead)) for each in (method, calm))
+    gap = -torch.log(torch.expm1(heads))
+    torch.testing.assert_close(paying, heads + 0.5 * gap.square())
+    step = task(method.lead + 1)
+    assert torch.equal(calm.loss(student, teacher, step), method.loss(student, teacher, task(method.lead + 1)))
 
 
 def test_equal_laws_are_worth_log_2():

@@ -1,7 +1,8 @@
 """Rivalry: what the student draws shall not be told from data, by what the teacher's network makes of both in noise.
 
 (1)  d(x_t)  = sum over the network's parts of the mean over places of h(f_k, label),  h small networks, "heads"
-(2)  heads   : softplus(d(x_t') - d(x_t)),     student: softplus(d(x_t) - d(x_t')),     x_t of data, x_t' the student's
+(2)  gap     = d(x_t) - d(x_t'),     x_t of data, x_t' the student's
+(3)  heads   : softplus(-gap) + calm gap^2,     student: softplus(gap)
 
 The f_k of overheard.py are the teacher's own and stay as they are, at all noise levels (Sauer et al. 2403.12015,
 section 3). Pairs have the same label and level; that each is judged beside the other keeps all of the data in sight
@@ -9,7 +10,7 @@ section 3). Pairs have the same label and level; that each is judged beside the 
 single steps it came no nearer (measured).
 
 Heads and student take turns, the heads first and for a while alone, and neither may have momentum: it would go on
-against what the other has become. At once, or with momentum, the student falls apart (measured).
+against what the other has become. At once, or with momentum, the student falls apart (measured). The square keeps the heads from being so sure that the student meets nothing but steep slopes.
 
 It is no beginning: it mends what a student of another method has already come near to.
 """
@@ -40,20 +41,21 @@ SLOPE = 0.2
 
 @dataclass(frozen=True)
 class Rivalry(Method):
-    """Equation (2).
+    """Equation (3).
 
     Attributes:
         way: times of the student's way back, falling to 0.
         share: see Method.
         after: see Method.
-        ema: see Method.
+        calm: of (3).
     """
 
     way: tuple[float, ...]
     gives = "end"
     share: float = 0.7
     after: int = 0
-    ema: float = 0.125  # rivals go in circles, and what comes nearest to the data is the middle
+    calm: float = 0.0
+    ema = 0.125  # rivals go in circles, and what comes nearest to the data is the middle
     law = (-1.5, 1.0)
     pace = 0.1
     pace_beside = 10.0  # heads that fall behind let the student leave parts of the data out
@@ -72,7 +74,8 @@ class Rivalry(Method):
         heads = task.beside["adversary"]
         if learns:
             return F.softplus(still(heads, data, cond) - still(heads, drawn, cond))
-        return F.softplus(heads(drawn, cond) - heads(data, cond))
+        gap = heads(data, cond) - heads(drawn, cond)
+        return F.softplus(-gap) + self.calm * gap.square()
 
     def beside(self, teacher: Denoiser) -> dict[str, nn.Module]:
         network: Any = teacher.network
