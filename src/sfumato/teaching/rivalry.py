@@ -10,7 +10,8 @@ section 3). Pairs have the same label and level; that each is judged beside the 
 single steps it came no nearer (measured).
 
 Heads and student take turns, the heads first and for a while alone, and neither may have momentum: it would go on
-against what the other has become. At once, or with momentum, the student falls apart (measured). The square keeps the heads from being so sure that the student meets nothing but steep slopes.
+against what the other has become. At once, or with momentum, the student falls apart (measured). The square keeps the
+heads from being so sure that the student meets nothing but steep slopes.
 
 It is no beginning: it mends what a student of another method has already come near to.
 """
