@@ -76,7 +76,7 @@ def kill_and_compare(way, tmp_path, kills):
     return killed
 
 
-@pytest.mark.parametrize(("way", "kills"), [("points", 3), ("digits", 3), ("together", 2)])
+@pytest.mark.parametrize(("way", "kills"), [("points", 4), ("digits", 3), ("together", 3)])
 def test_killed_a_few_times(way, kills, tmp_path):
     assert kill_and_compare(way, tmp_path, kills) == kills
 

@@ -156,7 +156,7 @@ class GenerativeModel(Hearing, nn.Module, ABC):
         """Measure what training leaves open, and return the buffers that hold it; workers average them.
 
         Args:
-            x_0: (B, ...) data: examples of some ten thousand values together.
+            x_0: (B, ...) data: 64 examples of pictures are enough, of points 512.
             cond: of each example, if the model hears any.
             rng: CPU generator for the noise.
         """
