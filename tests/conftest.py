@@ -5,7 +5,7 @@ import tempfile
 
 import torch
 
-from sfumato.engine import nearness
+from sfumato.engine import nearness, trainer
 
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sfumato-tests-")  # what is cached stays out of the user's own
 
@@ -13,3 +13,4 @@ os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sfumato-tests-")  # what
 torch.set_num_threads(1)
 
 nearness.DRAWN = 200  # a choice that tests make need not be a good one
+trainer.MEASURED = 16, 16  # and an error that they measure need not be a precise one

@@ -225,7 +225,7 @@ def run(tmp_path_factory):
         top = folder / "set" / "metadata.csv"
         lines = [f"{kind}/{line}" for line in table[1:]]
         top.write_text("\n".join([*(top.read_text().splitlines() if top.exists() else [table[0]]), *lines]))
-    return sfumato.train(str(folder / "set"), classes=True, facts=("side", "light"), steps=500, batch=32, size="tiny",
+    return sfumato.train(str(folder / "set"), classes=True, facts=("side", "light"), steps=250, batch=32, size="tiny",
                          out=str(folder / "run"))  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
@@ -328,7 +328,7 @@ def _error_of_mean(errors: list[Tensor]) -> Tensor:
 def mean(values: Floats, off: float = 0.0) -> Value:
     """Return the mean of values (n,) with its interval, widened at both ends by ``off``; equation (3)."""
     n, middle = len(values), float(values.mean())
-    half = float(student.ppf(0.975, n - 1) * values.std(ddof=1)) / math.sqrt(n) + off if n > 1 else math.nan
+    half = float(stdtrit(n - 1, 0.975) * values.std(ddof=1)) / math.sqrt(n) + off if n > 1 else math.nan
     return Value(middle, middle - half, middle + half)
 
 

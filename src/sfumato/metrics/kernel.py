@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
-from sklearn.metrics.pairwise import polynomial_kernel
+from scipy.special import stdtrit
 
 from sfumato.metrics.bootstrap import Figure
 
@@ -36,11 +35,13 @@ def kernel_distance(a: NDArray[np.floating], b: NDArray[np.floating], blocks: in
         raise ValueError(f"need {2 * blocks} rows or more of the same features in both, got {a.shape} and {b.shape}")
     parts = zip(np.array_split(a.astype(float), blocks), np.array_split(b.astype(float), blocks), strict=True)
     values = np.array([_mmd2(x, y) for x, y in parts])
-    value, half = values.mean(), student.ppf(0.975, blocks - 1) * values.std(ddof=1) / np.sqrt(blocks)
+    value, half = values.mean(), stdtrit(blocks - 1, 0.975) * values.std(ddof=1) / np.sqrt(blocks)
     return Figure(float(value), float(value - half), float(value + half))
 
 
 def _mmd2(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    from sklearn.metrics.pairwise import polynomial_kernel  # here, since most trainings have no use for it
+
     def within(x: NDArray[np.float64]) -> float:
         k = polynomial_kernel(x, degree=3)
         return float((k.sum() - np.trace(k)) / (len(x) * (len(x) - 1)))
