@@ -259,6 +259,13 @@ def test_unet_bf16_is_close_to_fp32() -> None:
     assert not torch.equal(got, want)
 
 
+@pytest.mark.parametrize("make", [small_unet, small_dit])
+def test_what_comes_out_of_bf16_is_not_rounded(make: Make) -> None:
+    network = awake(make(precision="bf16"))
+    out = network(*images())
+    assert (out.bfloat16() != out).float().mean() > 0.9
+
+
 @pytest.mark.parametrize(("make", "batch"), NETWORKS)
 def test_float64_agrees_with_float32(make: Make, batch: Callable[[], tuple[Tensor, Tensor]]) -> None:
     network = awake(make())

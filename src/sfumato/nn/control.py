@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from sfumato.nn.layers import started
+from sfumato.nn.layers import exactly, started
 from sfumato.nn.text import Heard
 
 __all__ = ["Control"]
@@ -54,7 +54,7 @@ class Control(nn.Module):
         """What enters the U-Net's first stage (B, width, H, W) and a hint (B, channels, H, W): yields what is added to
         what leaves each of its stages.
         """
-        films = iter(self.film(conditioning)[:, :, None, None].split(self.sizes, 1))
+        films = iter(torch.split(exactly(self.film, conditioning).to(h.dtype)[:, :, None, None], self.sizes, 1))
         h = h + self.inlet(hint).to(h.dtype)
         for stage, outlet, shrink in zip(self.down, self.outlets, [*self.shrink, None], strict=True):
             h = stage(h, films, heard)

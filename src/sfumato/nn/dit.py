@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfumato.nn.layers import AFTER_SILU, attended, heads_of, started
+from sfumato.nn.layers import AFTER_SILU, attended, exactly, heads_of, started
 from sfumato.nn.pictures import PictureNetwork
 from sfumato.nn.text import Heard
 
@@ -97,12 +97,13 @@ class DiT(PictureNetwork):
         if self.word is not None and heard is not None:
             h = torch.cat([h, self.word(heard.words)], 1)
             silent = F.pad(heard.silent, (count, 0))
-        *films, shift, scale = self.film(conditioning)[:, None].split(self.width, 2)
+        told = exactly(self.film, conditioning).to(patches.dtype)[:, None]
+        *films, shift, scale = torch.split(told, self.width, 2)
         for k, (block, tap) in enumerate(zip(self.blocks, self.taps, strict=True)):
             h = block(h, films[6 * k : 6 * k + 6], silent)
             tap(h[:, :count].mT.unflatten(2, (height, width)))
-        made = self.outlet(modulated(h[:, :count], scale, shift))
-        return F.pixel_shuffle(made.mT.unflatten(2, (height, width)), self.patch)
+        made = exactly(self.outlet, modulated(h[:, :count], scale, shift))
+        return F.pixel_shuffle(torch.unflatten(made.mT, 2, (height, width)), self.patch)
 
 
 class TransformerBlock(nn.Module):

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 __all__ = [
-    "AFTER_SILU", "Attention", "Conditioning", "Told", "Waves", "attended", "channel_norm", "computed", "heads_of",
-    "started",
+    "AFTER_SILU", "Attention", "Conditioning", "Told", "Waves", "attended", "channel_norm", "computed", "exactly",
+    "heads_of", "started",
 ]  # fmt: skip
 
 AFTER_SILU = 1.6765
@@ -55,6 +55,16 @@ def computed(like: Tensor, precision: Literal["fp32", "bf16"]) -> torch.autocast
         precision: "bf16" for bfloat16 (autocast).
     """
     return torch.autocast(like.device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def exactly(layer: nn.Linear | nn.Conv2d, x: Tensor) -> Tensor:
+    """Return what a layer makes of x in the precision of its weights, also inside of a network that computes in less.
+
+    It is for what speaks to all of a picture at once: rounded there, samples of few calls show it.
+    """
+    with computed(x, "fp32"):
+        out: Tensor = layer(x.to(layer.weight.dtype))
+    return out
 
 
 class Conditioning(nn.Module):

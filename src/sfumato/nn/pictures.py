@@ -38,7 +38,8 @@ class PictureNetwork(nn.Module, ABC):
         known: whether it is shown what is known of a picture.
         guess: whether images come with a guess of what they show, in as many channels more.
         ends: whether the network hears the level at which a step ends.
-        precision: "bf16" computes inside the network in bfloat16 (autocast); weights and output keep their type.
+        precision: "bf16" computes inside the network in bfloat16 (autocast); weights and output keep their type, and
+            noise level, what is asked for and the last layer are not rounded.
     """
 
     def __init__(
@@ -91,8 +92,9 @@ class PictureNetwork(nn.Module, ABC):
         hint = said.hint if fits or said.hint is None else F.pad(said.hint, margin)
         with computed(x, self.precision):
             heard = self._heard(said.words)
-            sentence = None if heard is None else heard.words[:, 0]
-            conditioning = self.conditioning(level, said.label, to, sentence, said.facts)
+        sentence = None if heard is None else heard.words[:, 0].to(x.dtype)
+        conditioning = self.conditioning(level, said.label, to, sentence, said.facts)
+        with computed(x, self.precision):
             out = self._forward(padded, conditioning, heard, hint)
         return (out if fits else out[:, :, :height, :width]).to(x.dtype).contiguous()
 

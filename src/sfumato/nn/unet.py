@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.nn.control import Control
-from sfumato.nn.layers import AFTER_SILU, Attention, channel_norm, started
+from sfumato.nn.layers import AFTER_SILU, Attention, channel_norm, exactly, started
 from sfumato.nn.pictures import PictureNetwork
 from sfumato.nn.text import Cross, Heard
 
@@ -99,9 +99,10 @@ class UNet(PictureNetwork):
         return [(stage, stage.width) for stage in stages]
 
     def _forward(self, x: Tensor, conditioning: Tensor, heard: Heard | None, hint: Tensor | None) -> Tensor:
-        films = iter(self.film(conditioning)[:, :, None, None].split(self.film_sizes, 1))
         # channels-last memory from here on; said with permute, which vmap knows, unlike memory formats
         h = self.inlet(x).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        told = exactly(self.film, conditioning).to(h.dtype)[:, :, None, None]
+        films = iter(torch.split(told, self.film_sizes, 1))
         skips = []
         added = None if self.control is None or hint is None else self.control(h, hint, conditioning, heard)
         for stage, shrink in zip(self.down, [*self.shrink, None], strict=True):
@@ -114,8 +115,7 @@ class UNet(PictureNetwork):
         for i in reversed(range(len(skips))):
             h = self.grow[i](h)
             h = self.up[i](self.join[i](torch.cat([h, skips[i]], 1)), films, heard)
-        out: Tensor = self.outlet(F.silu(channel_norm(h)))
-        return out
+        return exactly(self.outlet, F.silu(channel_norm(h)))
 
 
 class Stage(nn.Module):

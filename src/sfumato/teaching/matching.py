@@ -74,7 +74,7 @@ class Matching(Method):
         return {"critic": copy.deepcopy(teacher).requires_grad_(True)}
 
     def finish(self, stops: tuple[float, ...]) -> Method | None:
-        return Rivalry(stops) if self.calls > 1 else Rivalry(stops, share=0.5, after=NEAR, calm=0.1)
+        return Rivalry(stops) if self.calls > 1 else Rivalry(stops, share=0.5, after=NEAR)
 
     def stops(self, schedule: Schedule, calls: int, sigma_data: float) -> Tensor:
         return jumps(schedule, calls, sigma_data, START, MIDDLE)
