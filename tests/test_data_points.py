@@ -17,8 +17,9 @@ TOYS = ("moons", "ring8", "grid25", "spirals", "checkerboard")
 
 @pytest.mark.parametrize("name", TOYS)
 def test_toys_are_the_same_every_time_and_split(name: str) -> None:
-    first, second = data.load(name), data.load(name)
-    assert first.fingerprint == second.fingerprint
+    before = data.load(name).fingerprint  # of a dataset that nobody holds, so the next is another
+    first = data.load(name)
+    assert first.fingerprint == before
     assert first.items.shape == (20_000, 2) and first.items.dtype == torch.float32
     held = first.test
     assert held is not None and held.items.shape == (5_000, 2) and held.codec is first.codec
@@ -35,6 +36,16 @@ def test_toys_are_the_same_every_time_and_split(name: str) -> None:
 def test_points_is_another_name_for_moons() -> None:
     assert data.load("points").fingerprint == data.load("moons").fingerprint
     assert data.load("points").name == "moons"
+
+
+def test_a_named_set_is_not_read_again_while_it_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = data.load("moons")
+    assert data.load("moons") is held and data.load("ring8") is not held
+    monkeypatch.setattr(data, "_open", lambda _: pytest.fail("it was read"))
+    assert data.load("moons") is held
+    del held
+    with pytest.raises(pytest.fail.Exception):
+        data.load("moons")
 
 
 @pytest.mark.parametrize("name", ["ring8", "grid25"])

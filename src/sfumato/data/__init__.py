@@ -14,6 +14,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakValueDictionary
 
 from sfumato.errors import UserError, nearest
 
@@ -53,6 +54,7 @@ NAMES: tuple[str, ...] = tuple(name for entry in _FILES.values() for name in ent
 """Sets that need no path; "points" is another name for "moons"."""
 
 _RESOLUTIONS = range(4, 1025)
+_HELD: WeakValueDictionary[str, Dataset] = WeakValueDictionary()
 
 
 def inspect(source: str | Path, *, stream: bool | None = None) -> Findings:
@@ -87,6 +89,8 @@ def load(
 ) -> Dataset:
     """Read a source into memory, or open it to be read from disk as it is asked for.
 
+    A set of `NAMES`, which cannot change, is not read again while somebody holds it: a contest asks for it many times.
+
     Args:
         source: as for `inspect`.
         resolution: longest side of a picture, 4 to 1024; by default pictures of one size up to 64 stay as they
@@ -106,9 +110,15 @@ def load(
 
     if resolution is not None and resolution not in _RESOLUTIONS:
         raise UserError(f"--resolution {resolution} is not between {_RESOLUTIONS[0]} and {_RESOLUTIONS[-1]}")
+    usual = str(source) in NAMES and resolution is None and stream is None
+    if usual and (held := _HELD.get(str(source))) is not None:
+        return held
     opened = _open(source)
     seen = look(opened, resolution, stream)
-    return build(opened, resolution, skip_bad) if seen is None else build_stream(opened, seen, skip_bad)
+    dataset = build(opened, resolution, skip_bad) if seen is None else build_stream(opened, seen, skip_bad)
+    if usual:
+        _HELD[str(source)] = dataset
+    return dataset
 
 
 def codec_from(record: Mapping[str, Any]) -> Codec:

@@ -30,7 +30,9 @@ _SAMPLE_BYTES = 2**28
 
 
 class Codec(Protocol):
-    """A user's items <-> float32 states."""
+    """A user's items <-> float32 states. It is a value: equal ones do the same."""
+
+    def __hash__(self) -> int: ...
 
     kind: ClassVar[str]
     """Registry key, written into data.json ("image", "points")."""

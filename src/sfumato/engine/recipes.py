@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from sfumato.data import Dataset
+from sfumato.data import Codec, Dataset
 from sfumato.engine.asked import Asked, Choices
 from sfumato.engine.heard import hearing
 from sfumato.engine.machine import has_bf16
@@ -302,14 +303,14 @@ RECIPES: dict[str, Callable[[Dataset, Asked, Setting, Choices], Recipe]] = {
 def _as_large(spec: Pair, dataset: Dataset, setting: Setting, choices: Choices) -> Pair:
     """Return a spec with the widths that give it as many parameters as a diffusion model of that size on these data."""
     like = DiffusionSpec(**_network(setting.size, setting.points), classes=spec.classes)
-    wanted = _parameters(like, dataset)
+    wanted = _parameters(like, dataset.codec)
 
     def scaled(part: int, more: int) -> tuple[int, ...]:
         *finer, coarsest = (EVEN * max(1, round(width * part / FINENESS / EVEN)) for width in spec.widths)
         return (*finer, max([EVEN, *finer, coarsest + more]))
 
     tried = {scaled(part, more) for part in range(FINENESS // 2, 3 * FINENESS, 2) for more in MORE}
-    counts = {widths: _parameters(replace(spec, widths=widths), dataset) for widths in sorted(tried)}
+    counts = {widths: _parameters(replace(spec, widths=widths), dataset.codec) for widths in sorted(tried)}
     best = replace(spec, widths=min(counts, key=lambda widths: abs(counts[widths] - wanted)))
     count = counts[best.widths]
     choices.take("widths", None, "-".join(map(str, best.widths)), f"{count:,} parameters; of diffusion {wanted:,}")
@@ -330,9 +331,10 @@ def _thin(setting: Setting) -> dict[str, Any]:
     return levels if setting.points else levels | {"widths": (finest // 2, *coarser)}
 
 
-def _parameters(spec: Spec, dataset: Dataset) -> int:
+@cache
+def _parameters(spec: Spec, codec: Codec) -> int:
     with torch.device("meta"):  # nothing is allocated
-        model = spec.build(dataset.codec)
+        model = spec.build(codec)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
