@@ -15,6 +15,8 @@ from sfumato.data.latents import LatentsCodec
 from sfumato.engine.run import Run
 from sfumato.models.edit import edited
 
+pytestmark = pytest.mark.usefixtures("well_measured")
+
 
 @pytest.fixture(scope="module")
 def latent(tmp_path_factory):

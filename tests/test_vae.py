@@ -23,6 +23,8 @@ from sfumato.nn import Down, Flow, GridDecoder, GridEncoder, Up
 SIGMA_DATA, NOISE = 0.5, 0.3
 CODEC = load("moons").codec
 
+pytestmark = pytest.mark.usefixtures("well_measured")
+
 
 def stirred(dim, classes=0):
     """A flow that is not the identity."""
