@@ -63,6 +63,7 @@ def test_rivals_play_for_the_same_stake_and_heads_pay_for_being_sure():
         d.append(still(task(0).beside["adversary"], features, None))
     gap = d[0] - d[1]
     torch.testing.assert_close(heads - student_s, 0.1 * gap.square() - gap, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(student_s, torch.nn.functional.softplus(gap), atol=1e-5, rtol=1e-4)  # who pays nothing
 
 
 def test_equal_laws_are_worth_log_2():

@@ -97,8 +97,8 @@ class DiT(PictureNetwork):
         if self.word is not None and heard is not None:
             h = torch.cat([h, self.word(heard.words)], 1)
             silent = F.pad(heard.silent, (count, 0))
-        told = exactly(self.film, conditioning).to(patches.dtype)[:, None]
-        *films, shift, scale = torch.split(told, self.width, 2)
+        film = exactly(self.film, conditioning).to(patches.dtype)[:, None]
+        *films, shift, scale = torch.split(film, self.width, 2)
         for k, (block, tap) in enumerate(zip(self.blocks, self.taps, strict=True)):
             h = block(h, films[6 * k : 6 * k + 6], silent)
             tap(h[:, :count].mT.unflatten(2, (height, width)))

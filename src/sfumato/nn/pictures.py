@@ -93,7 +93,8 @@ class PictureNetwork(nn.Module, ABC):
         with computed(x, self.precision):
             heard = self._heard(said.words)
         sentence = None if heard is None else heard.words[:, 0].to(x.dtype)
-        conditioning = self.conditioning(level, said.label, to, sentence, said.facts)
+        with computed(x, "fp32"):  # nor in less by somebody's autocast around the network
+            conditioning = self.conditioning(level, said.label, to, sentence, said.facts)
         with computed(x, self.precision):
             out = self._forward(padded, conditioning, heard, hint)
         return (out if fits else out[:, :, :height, :width]).to(x.dtype).contiguous()

@@ -101,8 +101,8 @@ class UNet(PictureNetwork):
     def _forward(self, x: Tensor, conditioning: Tensor, heard: Heard | None, hint: Tensor | None) -> Tensor:
         # channels-last memory from here on; said with permute, which vmap knows, unlike memory formats
         h = self.inlet(x).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-        told = exactly(self.film, conditioning).to(h.dtype)[:, :, None, None]
-        films = iter(torch.split(told, self.film_sizes, 1))
+        film = exactly(self.film, conditioning).to(h.dtype)[:, :, None, None]
+        films = iter(torch.split(film, self.film_sizes, 1))
         skips = []
         added = None if self.control is None or hint is None else self.control(h, hint, conditioning, heard)
         for stage, shrink in zip(self.down, [*self.shrink, None], strict=True):
