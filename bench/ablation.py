@@ -4,8 +4,9 @@
 
 DATA is digits, fashion-mnist or emoji. Every run does as many steps as fit into the
 time by step times of one interleaved measurement, which the JSON keeps: a disturbed minute costs nobody, and a
-benchmark that was stopped goes on. Judged by the held-out loss (the same noise levels and noise for all) and by the
-Frechet distance of samples to the held-out part, or the kernel distance where that has fewer pictures than features.
+benchmark that was stopped goes on. A fifth of the training part is kept from all, and they are judged by their loss on
+it (the same noise levels and noise for all) and by the Frechet distance of samples to it, or the kernel distance where
+it has fewer pictures than features: what is chosen here has not seen the held-out part.
 """
 
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from interleave import read, step_seconds, write
+from judge import for_choosing
 
 from sfumato.condition import Condition
 from sfumato.data import load
@@ -76,7 +78,7 @@ CHANGES = {
 class Bench:
     def __init__(self, name):
         self.name = Path(name).name
-        self.data = load(name)
+        self.data = for_choosing(load(name))
         defaults = Asked(name, steps=1, batch=32, classes=bool(self.data.classes))
         self.config = configure(self.data, defaults, Choices())
         self.features, _ = features_of(None, self.data.codec.dims)
@@ -87,6 +89,16 @@ class Bench:
     def config_of(self, change, **changes):
         config = replace(self.config, **changes)
         return config if isinstance(change, dict) else change(config)
+
+    def alike(self, names):
+        """For each name the first one whose steps do the same work, and so take equally long."""
+        first = {}
+        return {name: first.setdefault(self.work(CHANGES[name]), name) for name in names}
+
+    def work(self, change):
+        """What the time of a step depends on."""
+        config = self.config_of(change)
+        return replace(config, lr=1.0, ema=0.1, model=replace(config.model, noise_mean=0.0, noise_std=1.0))
 
     def forever(self, name):
         """One that is only to be timed."""
@@ -136,7 +148,8 @@ def main(name, seconds, seeds, names):
     with ExitStack() as stack:
         stack.enter_context(tuned(bench.config.threads, "cpu"))
         told = read("ablation.json").get("cases", {}).get(case, {"step seconds": {}, "rows": {}})
-        told["step seconds"] = step_seconds(bench.forever, names, told["step seconds"], steps=4)
+        alike = bench.alike(["default", *names])
+        told["step seconds"] = step_seconds(bench.forever, dict.fromkeys(alike.values()), told["step seconds"])
         floor = bench.distance(bench.known.train[:N])
         told |= {"measure": bench.kind, "n": N, "floor": round(floor, 4), "torch": torch.__version__}
         write("ablation.json", {"cases": {case: told}})
@@ -144,7 +157,7 @@ def main(name, seconds, seeds, names):
             for each in names:
                 rows = told["rows"].setdefault(each, {})
                 if str(seed) not in rows:
-                    steps = round(seconds / told["step seconds"][each])
+                    steps = round(seconds / told["step seconds"][alike[each]])
                     rows[str(seed)] = {"steps": steps} | bench.row(CHANGES[each], steps, seed)
                     print(f"{case}, seed {seed}: {each}: {rows[str(seed)]}", flush=True)
                     write("ablation.json", {"cases": {case: told}})

@@ -1,7 +1,10 @@
 """What the benches say of samples: Frechet distance, recall and coverage against held-out examples."""
 
+from dataclasses import replace
+
 import torch
 
+from sfumato.dist import stream
 from sfumato.engine.reference import reference
 from sfumato.metrics.bootstrap import of_two
 from sfumato.metrics.features import features_of
@@ -9,6 +12,26 @@ from sfumato.metrics.frechet import frechet
 from sfumato.metrics.neighbours import manifolds
 
 MEASURES = ("frechet", "recall", "coverage")
+
+
+def for_choosing(data):
+    """A data set whose held-out part is a fifth of its training part: choices must not see the other. 10,000 at most."""
+    order = torch.randperm(len(data.items), generator=stream(0))
+    held = min(len(order) // 5, 10_000)
+
+    def part(name, which, test=None):
+        rows = which.tolist()
+        return replace(
+            data,
+            items=data.items[which],
+            labels=None if data.labels is None else data.labels[which],
+            captions=tuple(data.captions[k] for k in rows) if data.captions else (),
+            columns={key: tuple(column[k] for k in rows) for key, column in data.columns.items()},
+            fingerprint=f"{name}-{data.fingerprint}",
+            test=test,
+        )
+
+    return part("chosen", order[held:], part("choose", order[:held]))
 
 
 class Judge:
