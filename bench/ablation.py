@@ -1,6 +1,7 @@
 """What each choice of the default recipe is worth: every change of it alone, after equal training time, on three seeds.
 
     python bench/ablation.py DATA [seconds each] [seeds] [change ...]      adds to results/ablation.json
+    python bench/ablation.py table                                         writes results/ablation.md from it
 
 DATA is digits, fashion-mnist or emoji. Every run does as many steps as fit into the
 time by step times of one interleaved measurement, which the JSON keeps: a disturbed minute costs nobody, and a
@@ -14,10 +15,11 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
-from interleave import read, step_seconds, write
+from interleave import RESULTS, read, step_seconds, write
 from judge import for_choosing
 
 from sfumato.condition import Condition
@@ -36,6 +38,7 @@ from sfumato.metrics.kernel import kernel_distance
 from sfumato.weighting import LogNormal
 
 N = 2_000
+BATCH = {"digits": 64}  # what --time chooses; else 32
 
 
 def network(**changes):
@@ -58,8 +61,8 @@ CHANGES = {
     "Muon": run(optimizer="muon", lr=2e-3),
     "Muon, half the rate": run(optimizer="muon", lr=1e-3),
     "Muon, twice the rate": run(optimizer="muon", lr=4e-3),
-    "batch 16": run(batch=16),
-    "batch 64": run(batch=64),
+    "half the batch": lambda c: replace(c, batch=c.batch // 2),
+    "twice the batch": lambda c: replace(c, batch=2 * c.batch),
     "noise of mean -0.5": network(noise_mean=-0.5),
     "noise of mean 0.3": network(noise_mean=0.3),
     "noise of deviation 1.6": network(noise_std=1.6),
@@ -79,7 +82,7 @@ class Bench:
     def __init__(self, name):
         self.name = Path(name).name
         self.data = for_choosing(load(name))
-        defaults = Asked(name, steps=1, batch=32, classes=bool(self.data.classes))
+        defaults = Asked(name, steps=1, batch=BATCH.get(self.name, 32), classes=bool(self.data.classes))
         self.config = configure(self.data, defaults, Choices())
         self.features, _ = features_of(None, self.data.codec.dims)
         self.known = reference(self.data, self.data.test, self.features)
@@ -89,6 +92,10 @@ class Bench:
     def config_of(self, change, **changes):
         config = replace(self.config, **changes)
         return config if isinstance(change, dict) else change(config)
+
+    def changes(self, change):
+        """Whether it is something else than the default."""
+        return isinstance(change, dict) or self.config_of(change) != self.config
 
     def alike(self, names):
         """For each name the first one whose steps do the same work, and so take equally long."""
@@ -142,8 +149,27 @@ class Bench:
         return kernel_distance(rows, self.known.held_out).value
 
 
+def table():
+    """Medians over the seeds, and in how many of them a change is nearer to the data than the default."""
+    lines = ["<!-- made by bench/ablation.py table -->"]
+    for case, told in read("ablation.json")["cases"].items():
+        unit = f"{told['measure']}; training pictures {told['floor']:g}"
+        lines += ["", f"**{case}** ({unit})", "", "| | steps | distance | nearer | loss |", "|---|---|---|---|---|"]
+        default = told["rows"]["default"]
+        for name, rows in told["rows"].items():
+            distances = [row["distance"] for row in rows.values()]
+            nearer = sum(row["distance"] < default[seed]["distance"] for seed, row in rows.items())
+            lines.append(
+                f"| {name} | {rows['0']['steps']:,} | {median(distances):.4g} ({min(distances):.4g} to "
+                f"{max(distances):.4g}) | {'-' if rows is default else f'{nearer} of {len(rows)}'} | "
+                f"{median(row['loss'] for row in rows.values()):.4g} |"
+            )
+    (RESULTS / "ablation.md").write_text("\n".join(lines) + "\n")
+
+
 def main(name, seconds, seeds, names):
     bench = Bench(name)
+    names = [each for each in names if each == "default" or bench.changes(CHANGES[each])]
     case = f"{bench.name}, {seconds:g} s"
     with ExitStack() as stack:
         stack.enter_context(tuned(bench.config.threads, "cpu"))
@@ -165,4 +191,6 @@ def main(name, seconds, seeds, names):
 
 if __name__ == "__main__":
     words = dict(enumerate(sys.argv))
-    main(words[1], float(words.get(2, 120)), int(words.get(3, 3)), sys.argv[4:] or list(CHANGES))
+    if sys.argv[1:] == ["table"]:
+        sys.exit(table())
+    main(words[1], float(words.get(2, 120)), int(words.get(3, 3)), sys.argv[4:] or CHANGES)

@@ -15,7 +15,7 @@ MEASURES = ("frechet", "recall", "coverage")
 
 
 def for_choosing(data):
-    """A data set whose held-out part is a fifth of its training part: choices must not see the other. 10,000 at most."""
+    """A data set whose held-out part is a fifth of its training part: choices must not see its own."""
     order = torch.randperm(len(data.items), generator=stream(0))
     held = min(len(order) // 5, 10_000)
 
