@@ -52,7 +52,7 @@ LEARNING_RATES = {
     "muon": {"tiny": 2e-3, "small": 2e-3, "base": 1e-3},
     "adamw": {"tiny": 1e-3, "small": 4e-3, "base": 5e-4},
 }
-"""Learning rates of diffusion models by optimiser and size; of half or twice as much none is better (bench/ablation.py)."""
+"""Learning rates of diffusion models by optimiser and size; half or twice Muon's is no better (bench/ablation.py)."""
 OCTAVES = 4
 """Of the waves through which a network of diffusion sees points: of 2,000 steps on grid25 94% of the samples were on a
 mode with them, 43% without."""
