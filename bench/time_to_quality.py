@@ -138,8 +138,8 @@ class Peer:
 class Asking:
     """A network of 1,000 numbered noise levels as a model of ours: asked between them, its embeddings are smooth.
 
-    Its estimates are left as they are: kept within [-1, 1] the samples of short runs were farther from the data, by this
-    sampler and by diffusers' own DDIM.
+    Its estimates are left as they are: kept within [-1, 1] the samples of short runs were farther from the data, by
+    this sampler and by diffusers' own DDIM.
     """
 
     def __init__(self, network, process, row):
