@@ -76,6 +76,7 @@ def test_workers_without_room_are_refused(workers):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch's compiler itself imports it
 def test_compiled_steps_say_what_they_cost_and_compute_the_same(tmp_path, capsys):
     words = ["digits", "--steps", "4", "--batch", "8", "--size", "tiny", "--precision", "fp32"]
     for name, more in (("eager", []), ("compiled", ["--compile"])):
