@@ -153,8 +153,8 @@ class Bench:
 def table():
     """Medians over the seeds, and in how many of them a change is nearer to the data than the default."""
     lines = [
-        "Made by `python bench/ablation.py table`. Medians of the seeds (least to most); nearer: in how many of them the",
-        "samples of a change lie nearer to the examples that were kept back than those of the default.",
+        "Made by `python bench/ablation.py table`. Medians of the seeds (least to most); nearer: in how many of them",
+        "the samples of a change lie nearer to the examples that were kept back than those of the default.",
     ]
     for case, told in read("ablation.json")["cases"].items():
         default = told["rows"].get("default")
