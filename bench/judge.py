@@ -18,20 +18,8 @@ def for_choosing(data):
     """A data set whose held-out part is a fifth of its training part: choices must not see its own."""
     order = torch.randperm(len(data.items), generator=stream(0))
     held = min(len(order) // 5, 10_000)
-
-    def part(name, which, test=None):
-        rows = which.tolist()
-        return replace(
-            data,
-            items=data.items[which],
-            labels=None if data.labels is None else data.labels[which],
-            captions=tuple(data.captions[k] for k in rows) if data.captions else (),
-            columns={key: tuple(column[k] for k in rows) for key, column in data.columns.items()},
-            fingerprint=f"{name}-{data.fingerprint}",
-            test=test,
-        )
-
-    return part("chosen", order[held:], part("choose", order[:held]))
+    test = replace(data.part(order[:held]), fingerprint=f"choose-{data.fingerprint}", test=None)
+    return replace(data.part(order[held:]), fingerprint=f"chosen-{data.fingerprint}", test=test)
 
 
 class Judge:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -72,7 +73,8 @@ def test_other_data_to_compare_with(run, tmp_path):
     assert not any(measure.name.startswith("recognised") for measure in found.measures)
 
 
-def test_what_cannot_be_compared_is_one_line(run, capsys, tmp_path):
+def test_what_cannot_be_compared_is_one_line(run, capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)  # as if it were not installed
     fails(capsys, ["evaluate", run, "-n", "50"], "more samples than features", "got -n 50", "draw 128")
     fails(capsys, ["evaluate", run, "-n", "64"], "more samples than features")
     fails(capsys, ["evaluate", run, "-n", "5"], "at least 20 samples")

@@ -148,15 +148,18 @@ class Dataset:
         """This dataset, or of one that is streamed a `sample` with all that belongs to it, held in memory."""
         if not self.streamed:
             return self
-        some = self._evenly(_IN_MEMORY)
-        labels, captions, test = self.labels, self.captions, self.test
+        test = None if self.test is None else self.test.in_memory()
+        return replace(self.part(self._evenly(_IN_MEMORY)), test=test)
+
+    def part(self, index: Tensor) -> Dataset:
+        """The examples of these indices, in memory, with all that belongs to them; the held-out part stays."""
+        rows = index.tolist()
         return replace(
             self,
-            items=self.items[some],
-            labels=None if labels is None else labels[some],
-            captions=tuple(captions[k] for k in some.tolist()) if captions else (),
-            columns={name: tuple(column[k] for k in some.tolist()) for name, column in self.columns.items()},
-            test=None if test is None else test.in_memory(),
+            items=self.items[index],
+            labels=None if self.labels is None else self.labels[index],
+            captions=tuple(self.captions[k] for k in rows) if self.captions else (),
+            columns={name: tuple(column[k] for k in rows) for name, column in self.columns.items()},
         )
 
     def _evenly(self, n: int) -> Tensor:

@@ -46,13 +46,14 @@ PATCHES, LARGE = (2, 4), 28
 MLPS = {"tiny": (128, 3), "small": (256, 4), "base": (512, 6)}
 """Width and depth of the networks for points."""
 FEW = 10_000
-"""Below so many examples a network learns them by heart within minutes, unless dropout slows it. After half a minute of
-digits it is none the better for it (bench/ablation.py)."""
+"""Below so many examples a network learns them by heart within minutes, unless dropout slows it. Half a
+minute of digits is too short to tell (bench/ablation.py)."""
 LEARNING_RATES = {
     "muon": {"tiny": 2e-3, "small": 2e-3, "base": 1e-3},
     "adamw": {"tiny": 1e-3, "small": 4e-3, "base": 5e-4},
 }
-"""Learning rates of diffusion models by optimiser and size; half or twice Muon's is no better (bench/ablation.py)."""
+"""Learning rates of diffusion models by optimiser and size. Of digits half or twice Muon's is no better:
+bench/ablation.py."""
 OCTAVES = 4
 """Of the waves through which a network of diffusion sees points: of 2,000 steps on grid25 94% of the samples were on a
 mode with them, 43% without."""
