@@ -1,4 +1,7 @@
-"""Muon: what its steps are, what it leaves alone, and that it can be stopped and skipped."""
+"""AdamW is torch's; Muon: what its steps are, what it leaves alone, and that it can be stopped and skipped."""
+
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -44,6 +47,45 @@ def stepped(model, optimizer, unfit=0.0):
         next(iter(hidden_matrices(model))).grad.fill_(torch.nan)
     optimizer.step(1e-3, torch.tensor(unfit))
     return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def test_it_is_the_adamw_of_torch():
+    """To the bit, also of modules of two paces, weights without a gradient, and a step that is not finite."""
+    ours, theirs = ([nn.Linear(5, 3), nn.Linear(3, 2), nn.Linear(2, 2)] for _ in range(2))
+    for own, other in zip(ours, theirs, strict=True):
+        other.load_state_dict(own.state_dict())
+    optimizer = Optimizer("adamw", dict(zip(ours, (1.0, 0.5, 1.0), strict=True)))
+    groups = [{"params": list(each.parameters())} for each in theirs]
+    torchs = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    rng = torch.Generator().manual_seed(0)
+    for lr, unfit in ((1e-2, 0.0), (3e-3, 0.0), (1e-2, 1.0), (2e-3, 0.0)):
+        optimizer.zero_grad()
+        assert all(weight.grad is None for each in ours for weight in each.parameters())
+        for own, other in zip(ours[:2], theirs, strict=False):
+            for mine, its in zip(own.parameters(), other.parameters(), strict=True):
+                mine.grad = torch.randn(mine.shape, generator=rng)
+                its.grad = mine.grad.clone()
+        for group, pace in zip(torchs.param_groups, (1.0, 0.5, 1.0), strict=True):
+            group["lr"] = lr * pace
+        torchs.found_inf = torch.tensor(unfit)
+        optimizer.step(lr, torch.tensor(unfit))
+        torchs.step()
+        for own, other in zip(ours, theirs, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(own.parameters(), other.parameters(), strict=True))
+
+
+def test_a_run_starts_without_the_compiler():
+    """Which alone takes 1.5 s to import, as much as torch."""
+    code = """
+import sys, torch
+from sfumato.engine.optimizer import Optimizer
+layer = torch.nn.Linear(2, 2)
+optimizer = Optimizer("muon", {torch.nn.Sequential(layer): 1.0})
+layer(torch.ones(2)).sum().backward()
+optimizer.step(1e-3, torch.zeros(()))
+print("torch._dynamo" in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_kernels_of_one_shape_as_matrices_step_together_as_alone():

@@ -13,7 +13,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 __all__ = ["BLUE", "BLUR", "WINDOW", "Pixels", "cloud", "contact_sheet", "shade"]
 
@@ -69,6 +68,8 @@ def cloud(points: Floats, side: int, window: float = WINDOW, strength: float = 1
     Returns:
         (side, side, 3).
     """
+    from scipy.ndimage import gaussian_filter  # here, since runs of pictures start faster without it
+
     pixel = 2 * window / side
     bins = np.floor((points * [1, -1] + window) / pixel).astype(np.int64)
     bins = bins[((bins >= 0) & (bins < side)).all(1)]
