@@ -26,6 +26,20 @@ def test_the_update_is_nearly_orthogonal(shape):
     assert (alignment > 0.8).all()
 
 
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 8, 72), (2, 72, 8), (1, 96, 864)])
+@pytest.mark.parametrize("decades", [0, 2, 6])
+def test_the_update_is_five_rounds_of_newton_and_schulz(shape, decades):
+    """As Jordan et al. write them, in float64: also of matrices whose singular values differ a million times."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    u, values, v = torch.linalg.svd(x, full_matrices=False)
+    x = u * torch.logspace(0, -decades, values.shape[1], dtype=torch.float64) @ v
+    expected = x / x.norm(dim=(1, 2), keepdim=True)
+    for _ in range(5):
+        a = expected @ expected.mT
+        expected = (3.4445 * torch.eye(shape[1]) - 4.7750 * a + 2.0315 * a @ a) @ expected
+    torch.testing.assert_close(polar(x.float()).double(), expected, atol=2e-3, rtol=0)
+
+
 def network():
     torch.manual_seed(0)
     return UNet(1, widths=(8, 16), attention=(False, True), classes=3)
@@ -100,7 +114,7 @@ def test_kernels_of_one_shape_as_matrices_step_together_as_alone():
 
     first, second, third = moved((8, 4, 2, 2), (8, 16, 1, 1), (8, 16))
     for together, shape in ((first, (8, 4, 2, 2)), (second, (8, 16, 1, 1)), (third, (8, 16))):
-        torch.testing.assert_close(together, moved(shape)[0], atol=1e-3, rtol=0)  # bf16 inside
+        torch.testing.assert_close(together, moved(shape)[0], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("rule", ["adamw", "muon"])

@@ -17,7 +17,7 @@ import torch
 
 from sfumato.errors import UserError, choose
 
-__all__ = ["device_of", "has_bf16", "pages_kept", "threaded", "tuned"]
+__all__ = ["device_of", "exact_products", "has_bf16", "pages_kept", "threaded", "tuned"]
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h of the GNU C library
 TOP_PAD = 256 * 2**20
@@ -63,6 +63,17 @@ def threaded(threads: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Multiply matrices of float32 with all of its digits, on CUDA too; then as before."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @contextmanager
