@@ -135,23 +135,28 @@ class Muon:
 
     def __init__(self, paces: Mapping[Tensor, float]) -> None:
         self.weights = list(paces)
-        self.momenta = [torch.zeros_like(weight) for weight in self.weights]
-        kinds = [(*weight.flatten(1).shape, pace) for weight, pace in paces.items()]
-        self.alike = {kind: [i for i, other in enumerate(kinds) if other == kind] for kind in kinds}
+        alike: dict[tuple[int, int, float], list[Tensor]] = {}
+        for weight, pace in paces.items():
+            alike.setdefault((*weight.flatten(1).shape, pace), []).append(weight)
+        self.groups = [
+            (each, torch.zeros(len(each), rows, columns, device=each[0].device), pace)
+            for (rows, columns, pace), each in alike.items()
+        ]
+        own = {w: m for weights, momenta, _ in self.groups for w, m in zip(weights, momenta, strict=True)}
+        self.momenta = [own[weight].view_as(weight) for weight in self.weights]
 
     @torch.no_grad()
     def step(self, lr: float, unfit: Tensor) -> None:
         """Take one step; arguments as for :meth:`Optimizer.step`. Matrices of one shape go together."""
-        for (rows, columns, pace), which in self.alike.items():
-            grads = (self.weights[i].grad for i in which)
+        for weights, momenta, pace in self.groups:
+            grads = (weight.grad for weight in weights)
             grad = torch.where(unfit > 0, 0.0, torch.stack([g.flatten(1) for g in grads if g is not None]))
-            momentum = torch.stack([self.momenta[i].flatten(1) for i in which])
-            momentum = torch.lerp(momentum, torch.lerp(momentum, grad, 1 - MOMENTUM), 1 - unfit)
+            momenta.lerp_(grad, (1 - MOMENTUM) * (1 - unfit))
+            _, rows, columns = grad.shape
             size = RATIO * lr * pace * max(1.0, rows / columns) ** 0.5
-            step = polar(torch.lerp(grad, momentum, MOMENTUM)) * (size * (1 - unfit))
-            for i, kept, moved in zip(which, momentum, step, strict=True):
-                self.momenta[i].copy_(kept.view_as(self.weights[i]))
-                self.weights[i].sub_(moved.view_as(self.weights[i]))
+            step = polar(torch.lerp(grad, momenta, MOMENTUM)) * (size * (1 - unfit))
+            for weight, moved in zip(weights, step, strict=True):
+                weight.sub_(moved.view_as(weight))
 
 
 def polar(x: Tensor) -> Tensor:
