@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 from statistics import median
 
@@ -26,8 +27,8 @@ from sfumato.condition import Condition
 from sfumato.coupling import COUPLINGS
 from sfumato.data import load
 from sfumato.dist import stream
-from sfumato.engine import trainer as training
 from sfumato.engine.asked import Asked, Choices
+from sfumato.engine.average import partner
 from sfumato.engine.choices import configure
 from sfumato.engine.machine import tuned
 from sfumato.engine.reference import reference
@@ -40,6 +41,7 @@ from sfumato.weighting import LogNormal
 
 N = 2_000
 BATCH = {"digits": 64}  # what --time chooses; else 32
+DEFAULT = "optimizer", "lr", "batch", "cool_down", "ema"  # words of it that the table tells
 
 
 def network(**changes):
@@ -72,11 +74,11 @@ CHANGES = {
     "no guess of a Gaussian": network(ppca=0),
     "guess of 8 directions": network(ppca=8),
     "no dropout": network(dropout=0.0),
-    "cool-down over 0.6": {"COOL_DOWN": 0.6},
-    "cool-down over 0.1": {"COOL_DOWN": 0.1},
-    "horizon of 0.2": run(ema=0.2),
+    "cool-down over 0.9": run(cool_down=0.9),
+    "cool-down over 0.3": run(cool_down=0.3),
+    "horizon of 0.1": run(ema=0.1),
 }
-"""Each is one word of the recipe: a function of the config, or constants of engine/trainer.py."""
+"""Each is one word of the recipe: a function of the config."""
 
 
 class Bench:
@@ -91,12 +93,11 @@ class Bench:
         self.cond = Condition(self.data.test.labels[:1_000]) if self.config.model.classes else None
 
     def config_of(self, change, **changes):
-        config = replace(self.config, **changes)
-        return config if isinstance(change, dict) else change(config)
+        return change(replace(self.config, **changes))
 
     def changes(self, change):
         """Whether it is something else than the default."""
-        return isinstance(change, dict) or self.config_of(change) != self.config
+        return self.config_of(change) != self.config
 
     def alike(self, names):
         """For each name the first one whose steps do the same work, and so take equally long."""
@@ -106,7 +107,9 @@ class Bench:
     def work(self, change):
         """What the time of a step depends on."""
         config = self.config_of(change)
-        return replace(config, lr=1.0, ema=0.1, model=replace(config.model, noise_mean=0.0, noise_std=1.0))
+        return replace(
+            config, lr=1.0, ema=0.1, cool_down=0.3, model=replace(config.model, noise_mean=0.0, noise_std=1.0)
+        )
 
     def forever(self, name):
         """One that is only to be timed."""
@@ -116,20 +119,13 @@ class Bench:
         return Trainer(Run.of(Path("nowhere"), config, self.data), self.data)
 
     def row(self, change, steps, seed):
-        constants = change if isinstance(change, dict) else {}
-        before = {key: getattr(training, key) for key in constants}
-        try:
-            for key, value in constants.items():
-                setattr(training, key, value)
-            trainer = self.trainer(self.config_of(change, steps=steps, seed=seed))
-            begin = time.monotonic()
-            for _ in range(steps):
-                trainer.advance()
-        finally:
-            for key, value in before.items():
-                setattr(training, key, value)
-        minutes, half = round((time.monotonic() - begin) / 60, 2), self.judged(trainer.short, seed)
-        return self.judged(trainer.ema, seed) | {"half the horizon": half, "minutes": minutes}
+        trainer = self.trainer(self.config_of(change, steps=steps, seed=seed))
+        begin = time.monotonic()
+        for _ in range(steps):
+            trainer.advance()
+        minutes = round((time.monotonic() - begin) / 60, 2)
+        second = {"horizon": partner(trainer.config.ema)} | self.judged(trainer.second, seed)
+        return self.judged(trainer.ema, seed) | {"second average": second, "minutes": minutes}
 
     @torch.no_grad()
     def judged(self, model, seed):
@@ -154,23 +150,32 @@ def table():
     """Medians over the seeds, and in how many of them a change is nearer to the data than the default."""
     lines = [
         "Made by `python bench/ablation.py table`. Medians of the seeds (least to most); nearer: in how many of them",
-        "the samples of a change lie nearer to the examples that were kept back than those of the default.",
+        "the samples of a change lie nearer to the examples that were kept back than those of the default; second: the",
+        "same of the average that a run keeps beside its own.",
     ]
     for case, told in read("ablation.json")["cases"].items():
         default = told["rows"].get("default")
         if default is None:  # only its step times are known
             continue
         unit = f"{told['measure']}; training pictures {told['floor']:g}"
-        lines += ["", f"**{case}** ({unit})", "", "| | steps | distance | nearer | loss |", "|---|---|---|---|---|"]
-        for name in filter(told["rows"].get, CHANGES):
-            rows = told["rows"][name]
-            distances = [row["distance"] for row in rows.values()]
-            nearer = sum(row["distance"] < default[seed]["distance"] for seed, row in rows.items())
-            lines.append(
-                f"| {name} | {rows['0']['steps']:,} | {median(distances):.4g} ({min(distances):.4g} to "
-                f"{max(distances):.4g}) | {'-' if rows is default else f'{nearer} of {len(rows)}'} | "
-                f"{median(row['loss'] for row in rows.values()):.4g} |"
-            )
+        words = ", ".join(f"{word} {value}" for word, value in told["default"].items())
+        second = default["0"]["second average"]["horizon"]
+        lines += [
+            "",
+            f"**{case}** ({unit}). The default: {words}; second average: {second:g}.",
+            "",
+            "| | steps | distance | nearer | second | nearer | loss |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for name, rows in filter(itemgetter(1), told["rows"].items()):
+            cells = [name, f"{rows['0']['steps']:,}"]
+            for each in (rows, {seed: row["second average"] for seed, row in rows.items()}):
+                distances = [row["distance"] for row in each.values()]
+                nearer = sum(row["distance"] < default[seed]["distance"] for seed, row in each.items())
+                cells.append(f"{median(distances):.4g} ({min(distances):.4g} to {max(distances):.4g})")
+                cells.append("-" if each is default else f"{nearer} of {len(each)}")
+            cells.append(f"{median(row['loss'] for row in rows.values()):.4g}")
+            lines.append(f"| {' | '.join(cells)} |")
     (RESULTS / "ablation.md").write_text("\n".join(lines) + "\n")
 
 
@@ -180,7 +185,10 @@ def main(name, seconds, seeds, names):
     case = f"{bench.name}, {seconds:g} s"
     with ExitStack() as stack:
         stack.enter_context(tuned(bench.config.threads, "cpu"))
-        told = read("ablation.json").get("cases", {}).get(case, {"step seconds": {}, "rows": {}})
+        default = {word: getattr(bench.config, word) for word in DEFAULT}
+        told = read("ablation.json").get("cases", {}).get(case, {"default": default, "step seconds": {}, "rows": {}})
+        if told["default"] != default:
+            sys.exit(f"results/ablation.json: {case} is of the default {told['default']}: rename it, to measure anew")
         alike = bench.alike(["default", *names])
         told["step seconds"] = step_seconds(bench.forever, dict.fromkeys(alike.values()), told["step seconds"])
         floor = bench.distance(bench.known.train[:N])

@@ -50,20 +50,21 @@ def test_inner_products_are_integrals():
         assert found == pytest.approx(best, rel=1e-3)
 
 
+@pytest.mark.parametrize("own", [0.05, 0.1])
 @pytest.mark.parametrize(
     ("horizon", "most"), [(0.03, 0.08), (0.05, 0.01), (0.07, 0.01), (0.1, 0.01), (0.15, 0.02), (0.2, 0.08)]
 )
-def test_any_horizon_can_be_had_afterwards(horizon, most, tmp_path):
+def test_any_horizon_can_be_had_afterwards(own, horizon, most, tmp_path):
     """Against the average that was kept all along, in units of the weights' own spread."""
     values = walk(800)
     model, *kept = (nn.Linear(5, 1, bias=False) for _ in "abc")
-    averages = Averages(model, *kept, 0.1)
+    averages = Averages(model, *kept, own)
     for k, value in enumerate(values, start=1):
         model.weight.data.copy_(value)
         averages.update(k)
         if k % 100 == 0:
             averages.keep(tmp_path, k, averages.tensors())
-    found = reconstructed(tmp_path, 0.1, horizon)["weight"][0]
+    found = reconstructed(tmp_path, own, horizon)["weight"][0]
     error = (found - averaged(values, horizon)).abs().max()
     assert error < most  # the noise of a step is 0.3, and half precision has three digits
 

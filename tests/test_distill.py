@@ -152,7 +152,7 @@ def test_a_rivalry_begins_with_the_average_and_averages_anew(taught, tmp_path, q
     while not trainer.lesson.begun:
         matched = [parameter.clone() for parameter in trainer.ema.parameters()]
         trainer.advance()
-    for model in (trainer.model, trainer.ema, trainer.short):
+    for model in (trainer.model, trainer.ema, trainer.second):
         for ours, theirs in zip(model.parameters(), matched, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
     trainer.keep_averages()
@@ -194,7 +194,7 @@ def test_a_student_of_one_call_has_a_rival_once_it_is_near(near, begins, teacher
 def test_a_student_of_one_call_is_matched_to_the_end_if_it_never_comes_near(teacher, tmp_path, capsys):
     run = sfumato.distill(teacher, calls=1, steps=10, batch=4, out=str(tmp_path / "s"))
     assert "by rivalry" not in capsys.readouterr().out
-    assert checkpoint.load(run / "checkpoints").notes["horizon"] == str(read_config(teacher / "config.toml").ema)
+    assert checkpoint.load(run / "checkpoints").notes["horizon"] == str(read_config(run / "config.toml").ema)
 
 
 def test_another_average_of_a_rivalry_is_made_of_its_own(taught, tmp_path, quick_to_turn, monkeypatch):

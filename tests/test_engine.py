@@ -19,7 +19,7 @@ from sfumato.engine.config import Config, read_config, write_config
 from sfumato.engine.progress import Plain, duration
 from sfumato.engine.run import Run, latest
 from sfumato.engine.session import Session
-from sfumato.engine.trainer import COOL_DOWN, Trainer
+from sfumato.engine.trainer import Trainer
 from sfumato.errors import UserError
 from sfumato.models.diffusion import DiffusionSpec
 from sfumato.sampler.ancestral import Ancestral
@@ -110,7 +110,7 @@ def test_a_time_becomes_steps_before_anything_depends_on_them(tmp_path, moons):
     assert trainer.step == trainer.total
     assert 60 < trainer.seconds < 130
     assert all(rate == trainer.rate(k) for k, rate in seen.items())
-    assert trainer.total > 300 / (1 - COOL_DOWN)
+    assert trainer.total > 300 / (1 - trainer.config.cool_down)
 
 
 def test_weights_of_a_timed_run_are_those_of_as_many_steps(tmp_path, moons, quiet):

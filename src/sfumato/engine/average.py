@@ -12,7 +12,7 @@ at another t is nearly a combination of averages that were kept, and the best on
 (3)  A x = b,   A_ij = int p_i p_j,   b_i = int p_i p,
      int p(t_a, a) p(t_b, b) = (a + 1)(b + 1) (t_a/t_b)^(b if t_a < t_b else -a) / ((a + b + 1) max(t_a, t_b))
 
-Two averages, of the run's horizon and of half of it, are kept KEPT times on the way.
+Two averages, of the run's horizon and of half or twice of it, are kept KEPT times on the way.
 """
 
 from __future__ import annotations
@@ -30,10 +30,24 @@ from sfumato.engine.checkpoint import read_weights, write_weights
 from sfumato.engine.distributed import local, whole
 from sfumato.errors import UserError
 
-__all__ = ["KEPT", "Averages", "PowerAverage", "combination", "early", "on_the_way", "power", "put", "reconstructed"]
+__all__ = [
+    "KEPT",
+    "SECOND",
+    "Averages",
+    "PowerAverage",
+    "combination",
+    "early",
+    "on_the_way",
+    "partner",
+    "power",
+    "put",
+    "reconstructed",
+]
 
 KEPT = 8
 """How often averages are kept in a run, evenly spaced."""
+OWN, SECOND = "long", "short"  # in files: a run's own average was always the longer one, before that could be 0.05
+BETWEEN = 0.07
 NAME = re.compile(r"average-(\d{8,})\.safetensors")
 
 
@@ -59,22 +73,30 @@ class PowerAverage:
         torch._foreach_lerp_(self.target, self.source, 1 - (1 - 1 / step) ** (self.gamma + 1))
 
 
+def partner(horizon: float) -> float:
+    """Return the horizon of the average that is kept beside a run's own: both are near those of EDM2, 0.05 and 0.1.
+
+    From these any between 0.03 and 0.15 can be had; from 0.05 and 0.025 none above (tests/test_average.py).
+    """
+    return horizon / 2 if horizon > BETWEEN else 2 * horizon
+
+
 class Averages:
-    """The run's average and the one of half its horizon.
+    """The run's average and the one beside it, of the horizon that ``partner`` gives.
 
     Args:
         model: what is trained.
-        long: a copy of it, which becomes the run's own.
-        short: another, which becomes that of half its horizon.
+        own: a copy of it, which becomes the run's own.
+        second: another, which becomes the one beside it.
         horizon: of the first.
 
     Raises:
         UserError: an impossible horizon.
     """
 
-    def __init__(self, model: nn.Module, long: nn.Module, short: nn.Module, horizon: float) -> None:
-        self.modules = {"long": long, "short": short}
-        self.tracks = [PowerAverage(model, long, horizon), PowerAverage(model, short, horizon / 2)]
+    def __init__(self, model: nn.Module, own: nn.Module, second: nn.Module, horizon: float) -> None:
+        self.modules = {OWN: own, SECOND: second}
+        self.tracks = [PowerAverage(model, own, horizon), PowerAverage(model, second, partner(horizon))]
 
     def update(self, step: int) -> None:
         """Take in the weights after step ``step`` = 1, 2, ..."""
@@ -122,13 +144,13 @@ def reconstructed(folder: Path, kept: float, horizon: float) -> dict[str, Tensor
     files = _kept(folder)
     if not files:
         raise UserError(f"{folder}: no averages were kept of this run: leave --ema out")
-    own = {"long": power(kept), "short": power(kept / 2)}
-    places = [(step, exponent) for step, _ in files for exponent in own.values()]
+    both = {OWN: power(kept), SECOND: power(partner(kept))}
+    places = [(step, exponent) for step, _ in files for exponent in both.values()]
     factors = iter(combination(places, (files[-1][0], gamma)))
     total: dict[str, Tensor] = {}
     for step, path in files:
         tensors = read_weights(path, str(step))
-        for name in own:
+        for name in both:
             factor = next(factors)
             total = {key: total.get(key, 0.0) + factor * t.double() for key, t in _part(tensors, name).items()}
     return {key: tensor.float() for key, tensor in total.items()}
@@ -145,7 +167,7 @@ def on_the_way(folder: Path) -> Iterator[tuple[int, dict[str, Tensor]]]:
     """
     files = _kept(folder)
     for step, path in files:
-        yield files[-1][0] - step, _part(read_weights(path, str(step)), "long")
+        yield files[-1][0] - step, _part(read_weights(path, str(step)), OWN)
 
 
 def early(folder: Path, share: float) -> dict[str, Tensor]:
@@ -164,7 +186,7 @@ def early(folder: Path, share: float) -> dict[str, Tensor]:
     if not files:
         raise UserError(f"{folder}: no averages were kept of this run: leave --worse out")
     step, path = min(files, key=lambda file: abs(file[0] - share * files[-1][0]))
-    return _part(read_weights(path, str(step)), "long")
+    return _part(read_weights(path, str(step)), OWN)
 
 
 def put(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -57,20 +57,22 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
     shape = "x".join(map(str, dims))
     size = choices.take("size", asked.size, "tiny" if little else "small", f"learns {shape} values in minutes on a CPU")
     recipe = choose("model", asked.model, RECIPES)
-    model, optimizer, lr, usual = recipe(dataset, asked, Setting(size, device, points), choices)
-    model.build(dataset.codec)  # refuses what cannot work, before anything is written
+    chosen = recipe(dataset, asked, Setting(size, device, points), choices)
+    chosen.model.build(dataset.codec)  # refuses what cannot work, before anything is written
     parts = workers * asked.accumulate
     config = Config(
         data=asked.data,
-        model=model,
+        model=chosen.model,
         resolution=asked.resolution or 0,
         skip_bad=asked.skip_bad,
         seed=asked.seed,
         batch=parts,
         parts=parts,
         shard=asked.shard,
-        lr=lr,
-        optimizer=optimizer,
+        lr=chosen.lr,
+        optimizer=chosen.optimizer,
+        cool_down=chosen.cool_down,
+        ema=chosen.ema,
         facts=asked.facts,
         encoder=asked.encoder or "",
         mirror=asked.mirror,
@@ -83,7 +85,7 @@ def configure(dataset: Dataset, asked: Asked, choices: Choices, workers: int = 1
         tensorboard=asked.tensorboard,
         threads=threads,
     )
-    batch, why = (asked.batch, "") if asked.batch else _batch(config, dataset, usual)
+    batch, why = (asked.batch, "") if asked.batch else _batch(config, dataset, chosen.batch)
     return replace(config, batch=choices.take("batch", asked.batch, batch, why))
 
 

@@ -65,6 +65,7 @@ class Config:
         facts: names of the columns that are heard.
         encoder: language model that reads sentences, by its name or folder; "" if words are learned along.
         mirror: show each picture mirrored, left for right, every other time.
+        cool_down: share of the run over which the learning rate falls to 0.
         ema: horizon of the weights' average, as a share of the run so far.
         save_every: seconds between checkpoints.
         device: "cpu", "cuda", "mps".
@@ -91,6 +92,7 @@ class Config:
     facts: tuple[str, ...] = ()
     encoder: str = ""
     mirror: bool = False
+    cool_down: float = 0.3
     ema: float = 0.1
     save_every: float = 30.0
     device: str = "cpu"
@@ -104,7 +106,7 @@ class Config:
     def __post_init__(self) -> None:
         if (self.steps > 0) == (self.seconds > 0):
             raise UserError(f"give a run either steps or a time, got steps = {self.steps}, seconds = {self.seconds:g}")
-        for name in ("batch", "lr", "ema", "save_every"):
+        for name in ("batch", "lr", "cool_down", "ema", "save_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.parts < 1 or self.batch % self.parts:

@@ -1,7 +1,7 @@
 """What a contest of models is, and how it is told: its terms, its entrants, and a table of them.
 
 The contract: the same data and split, the same time of training, as many parameters within TOLERANCE, the same number
-of samples judged by the same features, the average of each by the same recipe, as many trials before. Medians are told
+of samples judged by the same features, the weights of each averaged, as many trials before. Medians are told
 with the least and the most of the seeds, and what failed is counted.
 """
 
@@ -166,7 +166,7 @@ class Contest:
         terms, seeds = self.terms, f"{self.terms.seeds} seeds" if self.terms.seeds > 1 else "one seed"
         return [
             f"{terms.data}: {', '.join(terms.models)}; {terms.time} of training each, {seeds}, in {self.folder}.",
-            "Contract: the same data and split, time of training, samples, features and recipe of the average; "
+            "Contract: the same data and split, time of training, samples and features, weights averaged; "
             f"{terms.trials or 'no'} trials of each by this command; parameters within {TOLERANCE:.0%}, unless a note "
             "says otherwise.",
             "Recipes are the usual ones of sfumato: the same learning rates were tried for each (bench/rates.py), "

@@ -51,6 +51,8 @@ class Sequel:
             base,
             seed=self.seed,
             batch=choices.take("batch", self.batch, *usual.batch),
+            cool_down=Config.cool_down,
+            ema=Config.ema,
             parts=1,
             lr=choices.take("lr", self.lr, *usual.lr),
             steps=steps,

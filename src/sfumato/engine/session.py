@@ -18,7 +18,7 @@ from sfumato.engine.interrupt import Interrupt
 from sfumato.engine.preview import preview
 from sfumato.engine.progress import Watch, duration
 from sfumato.engine.track import Track
-from sfumato.engine.trainer import COOL_DOWN, PATIENCE, RETURNS, Trainer
+from sfumato.engine.trainer import PATIENCE, RETURNS, Trainer
 from sfumato.errors import Diverged
 from sfumato.teaching import Method
 
@@ -148,7 +148,7 @@ class Session:
         The learning rate does in the cool-down. A student's loss does from the beginning: its total is fixed, and
         saved, as soon as the pace is known, and once more where another method begins, whose steps take another time.
         """
-        trainer, lesson, steady = self.trainer, self.trainer.lesson, 1 - COOL_DOWN
+        trainer, lesson, steady = self.trainer, self.trainer.lesson, 1 - self.config.cool_down
         last = steady * trainer.total if lesson is None else lesson.steady + SETTLED
         if not self.config.seconds or not pace or trainer.step > last:
             return trainer.total

@@ -5,7 +5,7 @@ Nothing random is a state. With stream() of dist.py, s = seed:
 (1)  first weights                = f(s)
 (2)  examples of step k           = f(s, epoch): the k-th batch of an endless row of shuffled epochs
 (3)  times of k                   = f(s, k);  noise, dequantisation and dropout of part j of k = f(s, k, j)
-(4)  learning rate of step k = lr min(1, k / WARM_UP), then falling to 0 over the last COOL_DOWN of the run
+(4)  learning rate of step k = lr min(1, k / WARM_UP), then falling to 0 over the last cool_down of the run
 
 So a run killed anywhere and resumed from its last checkpoint ends with the same bits, and many processes follow the law
 of one; see distributed.py for the parts. A run that is given a time learns its number of steps on the way: the total is
@@ -36,7 +36,7 @@ from sfumato.data.stream import Stream
 from sfumato.dist import rand, stream
 from sfumato.engine import checkpoint
 from sfumato.engine.adaptation import ADAPTATIONS
-from sfumato.engine.average import Averages
+from sfumato.engine.average import SECOND, Averages
 from sfumato.engine.distributed import Workers, alike, local, parts_of, shard, whole
 from sfumato.engine.gauge import ByLevel, Levels
 from sfumato.engine.lesson import Lesson, Objective
@@ -53,7 +53,6 @@ from sfumato.process import spread
 __all__ = ["Trainer"]
 
 WARM_UP = 50  # steps; 200 of 32 cost a run of 900 steps 4% in Frechet distance, and a GAN of 600 a sixth
-COOL_DOWN = 0.3  # share of the run; RECIPES: 20 to 30%
 CLIP = 1.0  # norm of the gradient
 PATIENCE, RETURNS = 10, 4
 MEASURED, MEASURED_VALUES = (64, 512), 2**14  # examples, of pictures fewer: each tells of many values
@@ -95,8 +94,8 @@ class Trainer:
         if not begun:
             self.model.prepare(self.own)
         self.order = Order((self.config.seed, ORDER), len(self.shown.items), self.config.batch)
-        self.ema, self.short = (copy.deepcopy(self.model).requires_grad_(False).eval() for _ in range(2))
-        for model in (self.model, self.ema, self.short) if self.config.shard and self.workers.size > 1 else ():
+        self.ema, self.second = (copy.deepcopy(self.model).requires_grad_(False).eval() for _ in range(2))
+        for model in (self.model, self.ema, self.second) if self.config.shard and self.workers.size > 1 else ():
             for child in model.learner.children():
                 shard(child)
         self.learning = Objective(self.model, self.lesson)
@@ -121,7 +120,7 @@ class Trainer:
         momentum = (self.model if method is None else method).momentum
         self.optimizer = Optimizer(self.config.optimizer, paces, momentum=momentum)
         self.horizon = (method and method.ema) or self.config.ema
-        self.averages = Averages(self.model, self.ema, self.short, self.horizon)
+        self.averages = Averages(self.model, self.ema, self.second, self.horizon)
 
     def _begin_anew(self) -> None:
         """Begin another method, with the average of what the one before has made."""
@@ -172,7 +171,7 @@ class Trainer:
 
     def rate(self, step: int) -> float:
         """Return the learning rate of step 1, 2, ...; equation (4)."""
-        left = (self.total - step + 1) / (COOL_DOWN * self.total)
+        left = (self.total - step + 1) / (self.config.cool_down * self.total)
         return self.config.lr / 2**self.returns * min(1.0, step / WARM_UP, left)
 
     def _prefetch(self, call: int) -> None:
@@ -287,7 +286,7 @@ class Trainer:
         """
         tensors = {f"model.{name}": whole(tensor) for name, tensor in self.model.state_dict().items()}
         tensors |= {f"ema.{name}": whole(tensor) for name, tensor in self.ema.state_dict().items()}
-        tensors |= {f"short.{name}": whole(tensor) for name, tensor in self.short.state_dict().items()}
+        tensors |= {f"{SECOND}.{name}": whole(tensor) for name, tensor in self.second.state_dict().items()}
         tensors |= {f"optimizer.{name}": whole(tensor) for name, tensor in self.optimizer.tensors().items()}
         counters = ("step", "total", "seconds", "skipped", "in_row", "returns", "horizon")
         notes = {name: repr(getattr(self, name)) for name in counters}
@@ -320,7 +319,7 @@ class Trainer:
         self.damaged = found.damaged
         restore(self.model, found.tensors, "model.", self.run.checkpoints)
         restore(self.ema, found.tensors, "ema.", self.run.checkpoints)
-        restore(self.short, found.tensors, "short.", self.run.checkpoints)
+        restore(self.second, found.tensors, f"{SECOND}.", self.run.checkpoints)
         state = {name: tensor for name, tensor in found.tensors.items() if name.startswith("optimizer.")}
         notes = found.notes
         if self.lesson is not None:

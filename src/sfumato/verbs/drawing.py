@@ -70,7 +70,7 @@ def sample(
             learned for so many steps.
         grid: where the steps stop: uniform, logsnr (the default), karras, trailing, or the times themselves, such as
             1,0.5,0.
-        ema: horizon of the average of the weights, as a share of the run, in (0, 0.28]; by default the run's own, 0.1.
+        ema: horizon of the average of the weights, as a share of the run, in (0, 0.28]; by default the run's own.
         hint: a picture whose outline samples shall have, of a run trained with --control.
         lora: how much is taken of what a run trained with --lora learned on top of the other: 1 all, 0 nothing.
         first: index of the first sample, to make again one that was seen.
