@@ -13,7 +13,7 @@ from commands import fails
 from sfumato.errors import UserError
 from sfumato.grid import times
 from sfumato.guide.operators import Blur, Smaller
-from sfumato.models.edit import FILLS, Own, edited, interpolated, remaining
+from sfumato.models.edit import FILLS, Own, arc, edited, interpolated, remaining
 from sfumato.schedule import Cosine
 
 USUAL = {"steps": 6, "method": "unipc2", "grid": "logsnr"}
@@ -118,6 +118,16 @@ def test_a_way_between_two_begins_and_ends_at_them(model, items):
     parts = [far(a[None], b[None]) for a, b in pairwise(found)]
     assert max(parts) < 0.8 * far(items[:1], items[1:2])  # nowhere does it jump from one to the other
     assert far(interpolated(model, items[[0, 0]], 3, way), items[[0, 0, 0]]) < 0.02
+
+
+def test_an_arc_keeps_the_length_and_turns_evenly():
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(100):  # by the cosine, a quarter of these had no angle
+        a = torch.randn(1, 8, 8, generator=rng)
+        torch.testing.assert_close(arc(a, a, 3), a.expand(3, 1, 8, 8))
+    b = torch.tensor([0.0, 3.0])
+    angles = torch.tensor([0, 0.25, 0.5, 0.75, 1]) * torch.pi / 2
+    torch.testing.assert_close(arc(b.flip(0), b, 5), 3 * torch.stack([angles.cos(), angles.sin()], 1))
 
 
 def test_impossible_ways_are_refused(model, items):

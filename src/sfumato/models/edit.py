@@ -36,7 +36,7 @@ from sfumato.models.base import Way
 from sfumato.models.diffusion import Diffusion
 from sfumato.sampler import RePaint, encode, generate, sampler
 
-__all__ = ["FILLS", "Own", "edited", "interpolated", "remaining", "restored", "usual_fill"]
+__all__ = ["FILLS", "Own", "arc", "edited", "interpolated", "remaining", "restored", "usual_fill"]
 
 EXACT = 0.02
 """Noise of what a mask shows: less than a level or two of 256, more than a network's own error."""
@@ -185,15 +185,30 @@ def interpolated(model: Diffusion, ends: Tensor, n: int, way: Way) -> Tensor:
     stops, states = model.stops_of(way), model.codec.encode(ends).to(model.device)
     with model.resting():
         a, b = _noise(model, states, way, stops, Own(way.cond))
-        w = torch.acos((a * b).sum() / (a.norm() * b.norm()))
-        u = torch.linspace(0, 1, n, device=a.device).view(-1, *[1] * a.ndim)
-        between = ((1 - u) * w).sin() / w.sin() * a + (u * w).sin() / w.sin() * b
-        between = torch.where(w < SAME, torch.lerp(a, b, u), between)
+        between = arc(a, b, n)
         parts = [
             generate(model.asked(_cond(model, len(some), way), way.guidance), sampler(way.method), some, stops)
             for some in (between[k : k + model.batch] for k in range(0, n, model.batch))
         ]
     return model.codec.decode(torch.cat(parts)).cpu()
+
+
+def arc(a: Tensor, b: Tensor, n: int) -> Tensor:
+    """Return the states on the arc from one to another; equation (3).
+
+    Args:
+        a: (*dims), the first.
+        b: (*dims), the last.
+        n: how many, both included.
+
+    Returns:
+        (n, *dims).
+    """
+    one, other = a / a.norm(), b / b.norm()
+    w = 2 * torch.atan2((one - other).norm(), (one + other).norm())  # rounded, the cosine of no angle can be above 1
+    u = torch.linspace(0, 1, n, device=a.device).view(-1, *[1] * a.ndim)
+    between = ((1 - u) * w).sin() / w.sin() * a + (u * w).sin() / w.sin() * b
+    return torch.where(w < SAME, torch.lerp(a, b, u), between)
 
 
 def _noise(model: Diffusion, x_0: Tensor, way: Way, stops: Tensor, own: Own) -> Tensor:
