@@ -2,6 +2,7 @@
 
 import json
 from time import perf_counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 import sfumato
 import sfumato.data
 from sfumato.cli import main
+from sfumato.engine import measure
 from sfumato.engine.asked import Asked
 from sfumato.engine.plan import Plan, _length, _words
 from sfumato.engine.recipes import OCTAVES
@@ -94,3 +96,19 @@ def test_workers_are_really_started():
     assert plan.batch == 16
     with pytest.raises(UserError, match="no data set or path 'nothing'"):
         sfumato.plan("nothing", workers=2)
+
+
+def test_a_disturbance_does_not_choose_the_batch(monkeypatch):
+    """Steps take time in proportion to the batch, so a larger one gains nothing; for a while all are thrice as slow."""
+    now = [0.0]
+
+    class Disturbed:
+        order = SimpleNamespace(batch=32)
+
+        def advance(self):
+            now[0] += self.order.batch / 1_000 * (3 if 0.3 < now[0] < 0.9 else 1)
+            return 0.0
+
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    one, two = measure._times(Disturbed(), (32, 64), 0.2)
+    assert min(two) == pytest.approx(2 * min(one))
