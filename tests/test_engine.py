@@ -308,6 +308,7 @@ def test_config_round_trips_and_refuses_what_it_does_not_know(tmp_path):
         ('network = "unet"', 'network = "resnet"', "'resnet' is not 'unet' or 'dit' or 'mlp'"),
         ("seconds = 90.5", "seconds = 0.0", "either steps or a time"),
         ("batch = 64", "batch = -1", "batch must be above 0"),
+        ("cool_down = 0.3", "cool_down = 1.0", "cool_down is a share of the run"),
         ("batch = 64", "batch = ", "not readable as TOML"),
         ('data = "a folder"\n', "", "missing.*data"),
     ]:

@@ -106,9 +106,11 @@ class Config:
     def __post_init__(self) -> None:
         if (self.steps > 0) == (self.seconds > 0):
             raise UserError(f"give a run either steps or a time, got steps = {self.steps}, seconds = {self.seconds:g}")
-        for name in ("batch", "lr", "cool_down", "ema", "save_every"):
+        for name in ("batch", "lr", "ema", "save_every"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 < self.cool_down < 1:
+            raise UserError(f"cool_down is a share of the run, in (0, 1), got {self.cool_down:g}")
         if self.parts < 1 or self.batch % self.parts:
             raise UserError(f"a batch of {self.batch} cannot be split into {self.parts} equal parts; change --batch")
 

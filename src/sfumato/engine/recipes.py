@@ -65,8 +65,8 @@ lies where, that is decided at noise ten times as large as the data: after 600 s
 right, by the law of pictures 12% after 1,290."""
 
 DIRECTIONS = 32
-"""Of the Gaussian whose guess a network of pictures sees: after a minute of Fashion-MNIST samples are nearer to the
-data by a fifth (bench/time_to_quality.py), and were no nearer with 128."""
+"""Of the Gaussian whose guess a network of pictures sees: after a minute of Fashion-MNIST without classes samples are
+nearer to the data by a fifth (bench/time_to_quality.py), and were no nearer with 128."""
 
 ENDING = {"cool_down": 0.6, "ema": 0.05}
 """Of a run of pictures: of digits and of Fashion-MNIST samples of all three seeds were nearer to the data than with 0.3
