@@ -40,7 +40,8 @@ def _times(trainer: Trainer, batches: Sequence[int], seconds: float) -> list[lis
     """Return seconds of steps by each of some batches, a step of each in turn: what disturbs one disturbs all."""
     took: list[list[float]] = [[] for _ in batches]
     while len(took[0]) <= LEAST or min(sum(some[1:]) for some in took) < seconds:
-        for some, trainer.order.batch in zip(took, batches, strict=True):
+        for some, batch in zip(took, batches, strict=True):
+            trainer.order.batch = batch
             begin = time.perf_counter()
             float(trainer.advance())  # waits for the device
             some.append(time.perf_counter() - begin)
