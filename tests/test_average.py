@@ -37,6 +37,7 @@ def test_the_horizon_is_the_spread_of_the_weights_age(horizon):
 
 
 def test_inner_products_are_integrals():
+    """The least squares of (3) for two profiles, which leave one share to be found, by sums over the profiles."""
     places = [(3.0, 2.0), (5.0, 7.0)]
     t = (np.arange(200_000) + 0.5) / 200_000 * 5
 
@@ -45,9 +46,9 @@ def test_inner_products_are_integrals():
 
     for wanted in ((5.0, 4.0), (4.0, 1.0)):
         found = combination(places, wanted)
-        rows = np.stack([profile(*place) for place in places])
-        best = np.linalg.lstsq(rows.T, profile(*wanted), rcond=None)[0]
-        assert found == pytest.approx(best, rel=1e-3)
+        one, other = (profile(*place) for place in places)
+        share = np.linalg.lstsq((one - other)[:, None], profile(*wanted) - other, rcond=None)[0][0]
+        assert found == pytest.approx([share, 1 - share], rel=1e-3)
 
 
 @pytest.mark.parametrize("own", [0.05, 0.1])
@@ -67,6 +68,14 @@ def test_any_horizon_can_be_had_afterwards(own, horizon, most, tmp_path):
     found = reconstructed(tmp_path, own, horizon)["weight"][0]
     error = (found - averaged(values, horizon)).abs().max()
     assert error < most  # the noise of a step is 0.3, and half precision has three digits
+
+
+@pytest.mark.parametrize("kept", [4, 8])
+@pytest.mark.parametrize("horizon", [0.02, 0.04, 0.08, 0.15, 0.25, 0.28])
+def test_weights_that_never_change_are_their_own_average(kept, horizon):
+    """Few averages, or far from the wanted one: still factors that add up to 1, or all weights would be smaller."""
+    places = [((k + 1) * 300.0, power(own)) for k in range(kept) for own in (0.125, 0.0625)]
+    assert combination(places, (300.0 * kept, power(horizon))).sum() == pytest.approx(1, abs=1e-6)
 
 
 def test_it_is_an_option_of_every_verb_that_draws(tmp_path, capsys):

@@ -159,6 +159,27 @@ def test_a_rivalry_begins_with_the_average_and_averages_anew(taught, tmp_path, q
     assert [path.name for path in trainer.run.averages.glob("average-*")] == ["average-00000001.safetensors"]
 
 
+def test_samples_of_a_student_differ_as_much_as_the_data(taught, tmp_path, quick_to_turn, monkeypatch):
+    """After a rivalry the gain is in the checkpoint, of every average; what follows the last step is done before it."""
+    trainer = untrained(taught("matching", 2), tmp_path / "gained", 10)
+    monkeypatch.setattr(type(trainer), "finish", lambda *_: 1 / 0)
+    trainer.config = replace(trainer.config, save_every=1e-9)
+    with pytest.raises(ZeroDivisionError):
+        Session(trainer, watch("distill")).run()
+    again = untrained(taught("matching", 2), tmp_path / "gained", 10)
+    assert 0 < again.step < 10 and not again.finished
+    monkeypatch.undo()
+    Session(again, watch("distill")).run()
+    model, _ = again.run.load()
+    gain = float(model.denoiser.gain)
+    assert gain != 1
+    assert float(again.run.load(ema=0.1)[0].denoiser.gain) == gain
+    found = checkpoint.load(again.run.checkpoints)
+    older = {name: tensor for name, tensor in found.tensors.items() if not name.endswith("gain")}
+    checkpoint.save(again.run.checkpoints, again.step + 1, older, found.notes)
+    assert float(again.run.load()[0].denoiser.gain) == 1  # a student of before that was measured
+
+
 def test_what_goes_back_from_a_rivalry_is_matched_again(taught, tmp_path, quick_to_turn):
     """Law, optimiser and what learns are those of the method that taught at the checkpoint."""
     trainer = untrained(taught("matching", 2), tmp_path / "back", 10)
@@ -187,13 +208,16 @@ def test_another_method_is_said_where_it_begins(teacher, tmp_path, capsys):
 def test_a_student_of_one_call_has_a_rival_once_it_is_near(near, begins, teacher, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sfumato.teaching.matching.NEAR", near)
     run = sfumato.distill(teacher, calls=1, steps=10, batch=4, out=str(tmp_path / "s"))
-    assert f"step {begins + 1}: from here on by rivalry" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"step {begins + 1}: from here on by rivalry" in said
+    assert "contrast: all that the student says times" in said
     assert checkpoint.load(run / "checkpoints").notes["horizon"] == str(Rivalry.ema)
 
 
 def test_a_student_of_one_call_is_matched_to_the_end_if_it_never_comes_near(teacher, tmp_path, capsys):
     run = sfumato.distill(teacher, calls=1, steps=10, batch=4, out=str(tmp_path / "s"))
-    assert "by rivalry" not in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert not [word for word in ("by rivalry", "contrast") if word in said]
     assert checkpoint.load(run / "checkpoints").notes["horizon"] == str(read_config(run / "config.toml").ema)
 
 

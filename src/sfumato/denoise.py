@@ -16,8 +16,8 @@ What an estimate stands for is said by ``gives``. Every one of them makes a DDIM
 (7)  x_s = alpha_s x_0_hat + sigma_s eps_hat,   x_t = alpha_t x_0_hat + sigma_t eps_hat,
 and with "mean", E[x_0 | x_t], which all laws of the chain and the score need, such a step is right if it is small. With
 "map" the network hears s too, and the step is the flow's own, however large (Boffi et al. 2406.07507, def. 2.1); at
-s = t it is the mean. With "end" x_0_hat is where the flow through x_t ends (Song et al. 2303.01469, eq. 5). With "step"
-the step to the next stop of one grid is right (Salimans and Ho 2202.00512, app. G).
+s = t it is the mean. With "end" x_0_hat is where the flow through x_t ends (Song et al. 2303.01469, eq. 5), times the
+gain of contrast.py. With "step" the step to the next stop of one grid is right (Salimans and Ho 2202.00512, app. G).
 
 In (5) the paper has f = (v + 1)/2, the same to first order, which may leave [0, 1]. In (6) the paper's factors
 lambda = 0.001 and T = 1000 cancel. Below t = 2/1000 the step is to s = t/2, so that none ends in the data.
@@ -113,6 +113,7 @@ class Denoiser(nn.Module):
 
     mmse_logsnr: Tensor
     mmse: Tensor
+    gain: Tensor
 
     def __init__(
         self,
@@ -162,6 +163,8 @@ class Denoiser(nn.Module):
         self.law: Law = LogNormal() if law is None else law
         self.register_buffer("mmse_logsnr", torch.linspace(-10, 12, 45))  # falling noise, as np.interp needs
         self.register_buffer("mmse", torch.full((45,), torch.nan))
+        if gives == "end":
+            self.register_buffer("gain", torch.ones(()))
 
     def forward(self, x_t: Tensor, t: Time, cond: Condition | None = None, s: Time | None = None) -> Estimate:
         """Estimate the data behind ``x_t``.
@@ -191,7 +194,9 @@ class Denoiser(nn.Module):
             output, v = output.chunk(2, 1)
             fraction = (2 * v).sigmoid()
         a, b = ROWS[self.parameterisation](schedule, now, self.sigma_data)
-        return Estimate(x_t, now, schedule, output, a, b, self._x0_var, fraction)
+        said = Estimate(x_t, now, schedule, output, a, b, self._x0_var, fraction)
+        loud = self.gives == "end" and not self.training
+        return Estimate(x_t, now, schedule, self.gain * said.x0, 1.0, 0.0) if loud else said
 
     def reverse(self, x_t: Tensor, t: Time, s: Time, cond: Condition | None = None) -> Normal:
         """Return p_theta(x_s | x_t) for s < t; equation (1). Arguments as in :meth:`forward`.

@@ -9,8 +9,11 @@ b_1 = 0, so nothing of the random start remains; a fixed b = 0.9999 would keep 7
 (1) weighs w(tau) by p(tau; t, gamma) = (gamma + 1) tau^gamma / t^(gamma + 1) up to t. So the average of another gamma
 at another t is nearly a combination of averages that were kept, and the best one solves         (app. C.2, alg. 3)
 
-(3)  A x = b,   A_ij = int p_i p_j,   b_i = int p_i p,
+(3)  A x + lambda = b,  sum x = 1,   A_ij = int p_i p_j,   b_i = int p_i p,
      int p(t_a, a) p(t_b, b) = (a + 1)(b + 1) (t_a/t_b)^(b if t_a < t_b else -a) / ((a + b + 1) max(t_a, t_b))
+
+That the factors add up to 1 is ours: few averages, or a horizon far from theirs, gave 0.9 to 1.005, and so all weights
+were smaller or larger by as much.
 
 Two averages, of the run's horizon and of half or twice of it, are kept KEPT times on the way.
 """
@@ -207,8 +210,13 @@ def _kept(folder: Path) -> list[tuple[int, Path]]:
 
 def combination(places: Sequence[tuple[float, float]], wanted: tuple[float, float]) -> NDArray[np.float64]:
     """Return the factors of averages at (t, gamma) that come nearest to the wanted one; equation (3)."""
-    products = [[_product(*a, *b) for b in places] for a in places]
-    return np.linalg.lstsq(np.array(products), np.array([_product(*a, *wanted) for a in places]), rcond=1e-12)[0]
+    longest = max(t for t, _ in places)  # as the unit of time: all entries are of the same size then
+    known = [(t / longest, gamma) for t, gamma in places]
+    left, right = np.ones((len(known) + 1,) * 2), np.ones(len(known) + 1)
+    left[-1, -1] = 0
+    left[:-1, :-1] = [[_product(*a, *b) for b in known] for a in known]
+    right[:-1] = [_product(*a, wanted[0] / longest, wanted[1]) for a in known]
+    return np.asarray(np.linalg.lstsq(left, right, rcond=1e-12)[0][:-1], np.float64)
 
 
 def _product(t_a: float, a: float, t_b: float, b: float) -> float:

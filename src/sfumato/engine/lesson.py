@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sfumato.condition import Condition
 from sfumato.data import Dataset
 from sfumato.denoise import Denoiser
+from sfumato.dist import stream
 from sfumato.engine.checkpoint import read_weights
 from sfumato.engine.config import Student
 from sfumato.engine.distributed import whole
@@ -25,10 +26,15 @@ from sfumato.engine.run import Run, restore
 from sfumato.errors import choose
 from sfumato.models.base import GenerativeModel
 from sfumato.models.diffusion import Diffusion, need_diffusion
-from sfumato.teaching import METHODS, Method, Task
+from sfumato.teaching import METHODS, Method, Task, set_gain
 from sfumato.weighting import LogNormal
 
-__all__ = ["Lesson", "Objective", "OwnLoss"]
+__all__ = ["Examples", "Lesson", "Objective", "OwnLoss"]
+
+CONTRASTED, CONTRASTED_VALUES = 10_000, 2**26  # examples, fewer where they are large: the gain is told to .003
+CONTRAST = 6  # what a stream is for, after those of trainer.py
+Examples = Callable[[Tensor, torch.Generator], tuple[Tensor, Condition | None]]
+"""Gives the states and conditions of the examples of an index, (b,)."""
 
 
 class OwnLoss(Method):
@@ -100,14 +106,26 @@ class Lesson:
         """Return what the student is shown instead of the run's data, if it is."""
         return dataset
 
-    def conclude(self, average: GenerativeModel, dataset: Dataset, say: Callable[[str], None]) -> None:
-        """Do what is left after the last step: usually nothing.
+    def conclude(
+        self, average: GenerativeModel, dataset: Dataset, examples: Examples, say: Callable[[str], None]
+    ) -> None:
+        """Do what is left after the last step: nothing, or what teaching/contrast.py tells.
 
         Args:
             average: of the student.
             dataset: the run's data.
+            examples: gives the states of some of them, and what they are.
             say: told what is done.
         """
+        if not self.method.contrast:
+            return
+        model, seed = need_diffusion(average, "contrast"), self.run.config.seed
+        most = max(2, min(len(dataset.items), CONTRASTED, CONTRASTED_VALUES // math.prod(model.codec.dims)))
+        rng = stream(seed, CONTRAST)
+        index = torch.randperm(len(dataset.items), generator=rng)[:most]
+        batches = [examples(index[start : start + model.batch], rng) for start in range(0, most, model.batch)]
+        found = set_gain(model.denoiser, model.stops, batches, rng)
+        say(f"contrast: all that the student says times {found:.4g}, so that samples differ as much as the data")
 
     def go_on(self, step: int, total: int, average: GenerativeModel) -> bool:
         """Take note of the step to come; where a stage begins, the student's average becomes the teacher.

@@ -18,7 +18,7 @@ from torch import Tensor
 from sfumato.data import Dataset
 from sfumato.engine.checkpoint import read_weights
 from sfumato.engine.config import Student
-from sfumato.engine.lesson import Lesson, OwnLoss
+from sfumato.engine.lesson import Examples, Lesson, OwnLoss
 from sfumato.engine.nearness import Nearness
 from sfumato.models.base import GenerativeModel
 from sfumato.teaching import Method
@@ -52,7 +52,9 @@ class Correction(Lesson):
             seen = replace(seen, columns=columns)
         return seen
 
-    def conclude(self, average: GenerativeModel, dataset: Dataset, say: Callable[[str], None]) -> None:
+    def conclude(
+        self, average: GenerativeModel, dataset: Dataset, examples: Examples, say: Callable[[str], None]
+    ) -> None:
         weight = corrected(average, self.teacher, dataset, say)
         say(f"corrected by {weight:g} times what its own samples changed" if weight else "nothing to correct")
 

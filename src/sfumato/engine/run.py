@@ -36,6 +36,8 @@ from sfumato.sampler import Tuned
 
 __all__ = ["Run", "is_run", "latest", "restore"]
 
+GAIN = "denoiser.gain"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -290,7 +292,8 @@ def restore(model: nn.Module, tensors: dict[str, Any], prefix: str, where: Path)
     target = model.state_dict()
     if prefix and not any(name.startswith(prefix) for name in tensors):
         raise UserError(f"{where}: the checkpoint holds no '{prefix}' weights: train the run again")
-    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    state = {name: tensor for name, tensor in target.items() if name == GAIN}  # which students of before have not
+    state |= {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if {name: t.shape for name, t in target.items()} != {name: t.shape for name, t in state.items()}:
         raise UserError(f"{where}: the weights do not fit config.toml; was it changed by hand?")
     assign(target, state)

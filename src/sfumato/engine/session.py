@@ -106,13 +106,14 @@ class Session:
                 self._judge()
             if due.log:
                 self._log()
-            if due.save and not trainer.in_row:  # a place to go back to lies before what fails
+            last = trainer.step == trainer.total  # a checkpoint of it says that all is done, and what follows is not
+            if due.save and not trainer.in_row and not last:  # a place to go back to lies before what fails
                 self._save()
             if due.keep:
                 trainer.keep_averages()
             if due.show:
                 self._preview()
-            if due.stop:
+            if due.stop and not last:
                 return self._stop()
         trainer.finish(self.watch.say)
         self._save()

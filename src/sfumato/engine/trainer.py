@@ -260,7 +260,7 @@ class Trainer:
             say: told what is done.
         """
         if self.lesson is not None:
-            self.lesson.conclude(self.ema, self.dataset, say)
+            self.lesson.conclude(self.ema, self.dataset, self.examples, say)
         least, most = MEASURED
         wanted = min(max(least, MEASURED_VALUES // math.prod(self.own.codec.dims)), most)
         count = min(wanted, len(self.dataset.items))

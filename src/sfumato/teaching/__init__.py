@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from sfumato.teaching.base import Method, Task, jumps
 from sfumato.teaching.consistency import ConsistencyTuning
+from sfumato.teaching.contrast import set_gain
 from sfumato.teaching.lines import AlphaFlow, MeanFlow
 from sfumato.teaching.matching import Matching
 from sfumato.teaching.rivalry import Rivalry
@@ -11,7 +12,7 @@ from sfumato.teaching.steps import Direct, Progressive, between, halved
 
 __all__ = [
     "METHODS", "AlphaFlow", "ConsistencyTuning", "Direct", "Matching", "MeanFlow", "Method", "Progressive",
-    "Rivalry", "Task", "between", "halved", "jumps",
+    "Rivalry", "Task", "between", "halved", "jumps", "set_gain",
 ]  # fmt: skip
 
 METHODS: dict[str, Callable[[int], Method]] = {

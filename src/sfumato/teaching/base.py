@@ -73,6 +73,7 @@ class Method(ABC):
         share: of the training, at its end, that it has where it finishes what another began.
         after: steps that the other must have done by then.
         ema: horizon of the student's average, as a share of what it is taught; None for the teacher's.
+        contrast: whether the variance of its samples is brought to the data's at the end; contrast.py.
     """
 
     gives: str
@@ -85,6 +86,7 @@ class Method(ABC):
     share: float = 1.0
     after: int = 0
     ema: float | None = None
+    contrast: bool = False
 
     @abstractmethod
     def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:

@@ -60,6 +60,7 @@ class Rivalry(Method):
     pace = 0.1
     pace_beside = 10.0  # heads that fall behind let the student leave parts of the data out
     momentum = False
+    contrast = True
     lead = 40  # steps in which the heads learn and the student waits
 
     def loss(self, student: Denoiser, teacher: Denoiser, task: Task) -> Tensor:
