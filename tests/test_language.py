@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import cache
 from importlib.util import find_spec
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import sfumato
 from commands import fails
 from sfumato.condition import NULL
-from sfumato.data import load
+from sfumato.data import load, shapes
 from sfumato.engine.run import Run
 from sfumato.errors import UserError
 from sfumato.language import Pieces, _opened
@@ -20,6 +21,14 @@ transformers = pytest.importorskip("transformers")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "circle", "square", "##s", "car"]
 WIDTH = 24
 CAPTIONS = ["a red circle", "a blue square", "red circles"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once():
+    """The pictures of shapes are the same every time, and take two seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes, "open_named", cache(shapes.open_named))
+        yield
 
 
 @pytest.fixture(scope="module")

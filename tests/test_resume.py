@@ -18,7 +18,7 @@ from sfumato.engine.interrupt import Interrupt
 WAYS = {
     "points": ["train", "points", "--steps", "600"],
     "digits": ["train", "digits", "--classes", "--size", "tiny", "--batch", "16", "--steps", "60"],
-    "together": ["train", "digits", "--size", "tiny", "--batch", "16", "--steps", "120"],
+    "together": ["train", "digits", "--size", "tiny", "--batch", "16", "--steps", "60"],
 }
 """Runs of one process and, the last, of two."""
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
