@@ -121,6 +121,7 @@ class Lesson:
             return
         model, seed = need_diffusion(average, "contrast"), self.run.config.seed
         most = max(2, min(len(dataset.items), CONTRASTED, CONTRASTED_VALUES // math.prod(model.codec.dims)))
+        say(f"contrast: {most:,} samples are compared with data")
         rng = stream(seed, CONTRAST)
         index = torch.randperm(len(dataset.items), generator=rng)[:most]
         batches = [examples(index[start : start + model.batch], rng) for start in range(0, most, model.batch)]
