@@ -126,7 +126,11 @@ class Lesson:
         index = torch.randperm(len(dataset.items), generator=rng)[:most]
         batches = [examples(index[start : start + model.batch], rng) for start in range(0, most, model.batch)]
         found = set_gain(model.denoiser, model.stops, batches, rng)
-        say(f"contrast: all that the student says times {found:.4g}, so that samples differ as much as the data")
+        say(
+            "contrast: samples differ as much as the data do"
+            if found == 1
+            else f"contrast: all that the student says times {found:.4g}, so that samples differ as much as the data"
+        )
 
     def go_on(self, step: int, total: int, average: GenerativeModel) -> bool:
         """Take note of the step to come; where a stage begins, the student's average becomes the teacher.
