@@ -29,11 +29,8 @@ def main(folder, name, teacher=None):
     shutil.rmtree(place, ignore_errors=True)
     half = torch.float16 if teacher is None else torch.bfloat16
     # what a model's estimate is made of may be rounded; what was measured of it is a number, or a table of 45
-    own = ("mmse", "gain")
-    tensors = {
-        f"ema.{key}": value if any(word in key for word in own) else value.to(half)
-        for key, value in model.state_dict().items()
-    }
+    own = ("mmse", "mmse_logsnr", "gain")
+    tensors = {f"ema.{key}": t if key.endswith(own) else t.to(half) for key, t in model.state_dict().items()}
     checkpoint.save(place / "checkpoints", int(notes["step"]), tensors, notes)
     student = run.config.student if teacher is None else dataclasses.replace(run.config.student, teacher=teacher)
     write_config(place / "config.toml", dataclasses.replace(run.config, student=student, tensorboard=False))

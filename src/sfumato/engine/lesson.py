@@ -119,18 +119,18 @@ class Lesson:
         """
         if not self.method.contrast:
             return
-        model, seed = need_diffusion(average, "contrast"), self.run.config.seed
+        model = need_diffusion(average, "contrast")
         most = max(2, min(len(dataset.items), CONTRASTED, CONTRASTED_VALUES // math.prod(model.codec.dims)))
         say(f"contrast: {most:,} samples are compared with data")
-        rng = stream(seed, CONTRAST)
+        rng = stream(self.run.config.seed, CONTRAST)
         index = torch.randperm(len(dataset.items), generator=rng)[:most]
         batches = [examples(index[start : start + model.batch], rng) for start in range(0, most, model.batch)]
         found = set_gain(model.denoiser, model.stops, batches, rng)
-        say(
-            "contrast: samples differ as much as the data do"
-            if found == 1
-            else f"contrast: all that the student says times {found:.4g}, so that samples differ as much as the data"
-        )
+        if found == 1:
+            say("contrast: samples differ as much as the data do")
+        else:  # "as": more than contrast.MOST is not mended
+            differ = "less" if found > 1 else "more"
+            say(f"contrast: all that the student says times {found:.4g}, as samples differ {differ} than the data")
 
     def go_on(self, step: int, total: int, average: GenerativeModel) -> bool:
         """Take note of the step to come; where a stage begins, the student's average becomes the teacher.
